@@ -1,0 +1,267 @@
+"""INT4 weights times FP8 activations: formats, quantisers and the functional API.
+
+The format follows FireQ (arXiv 2505.20839): signed INT4 codes with one scale per group of columns,
+activations in E4M3 with one scale per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import layout
+from .errors import check_device, check_dtype, check_shape, refuse, typed_error
+
+_WEIGHT = "wlib.Int4Weight"
+_QUANTIZE = "wlib.Int4Weight.quantize"
+_PACKED = "wlib.PackedInt4Weight"
+_CLIP_RATIOS = tuple(1 - step / 32 for step in range(14))  # 1 down to 0.594 of absmax
+
+
+@dataclass(frozen=True, eq=False)
+class Int4Weight:
+    """A weight [N, K] as signed INT4 codes with scales per group of G columns.
+
+    Attributes:
+        codes: uint8 [N, K/2]; two int4 two's complement per byte, low nibble = even k; -8..7.
+        group_scale: bfloat16 [N, K/G]; G follows from the shapes.
+        zero_point: None or floating point [N, K/G], kept as float32; in units of the codes.
+        channel_scale: None or float32 [N].
+
+    G is 32, 64, a multiple of 128, or K itself if 32 divides it. All tensors share one device.
+
+    Raises:
+        TypeError: a tensor has another dtype.
+        ValueError: a shape, a device or the group size is none of the above.
+    """
+
+    codes: Tensor
+    group_scale: Tensor
+    zero_point: Tensor | None = None
+    channel_scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_dtype(_WEIGHT, "codes", self.codes, torch.uint8)
+        check_dtype(_WEIGHT, "group_scale", self.group_scale, torch.bfloat16)
+        if self.codes.dim() != 2 or self.codes.numel() == 0:
+            refuse(_WEIGHT, "codes of shape [N, K/2]", list(self.codes.shape), "codes")
+        groups = self.group_scale.shape[-1] if self.group_scale.dim() == 2 else 0
+        if groups == 0 or len(self.group_scale) != self.n or self.k % groups:
+            expected = f"group_scale of shape [{self.n}, K/G] with K={self.k}"
+            refuse(_WEIGHT, expected, list(self.group_scale.shape), "group_scale")
+        layout.check_group_size(_WEIGHT, self.k, self.group_size)
+        if self.zero_point is not None:
+            floats = (torch.float32, torch.float16, torch.bfloat16)
+            check_dtype(_WEIGHT, "zero_point", self.zero_point, *floats)
+            check_shape(_WEIGHT, "zero_point", self.zero_point, self.group_scale.shape)
+            object.__setattr__(self, "zero_point", self.zero_point.float())
+        if self.channel_scale is not None:
+            check_dtype(_WEIGHT, "channel_scale", self.channel_scale, torch.float32)
+            check_shape(_WEIGHT, "channel_scale", self.channel_scale, [self.n])
+        for name in ("group_scale", "zero_point", "channel_scale"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                check_device(_WEIGHT, name, tensor, self.codes.device)
+
+    @property
+    def n(self) -> int:
+        """Output features."""
+        return self.codes.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Input features."""
+        return self.codes.shape[1] * 2
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale."""
+        return self.k // self.group_scale.shape[1]
+
+    @classmethod
+    def quantize(cls, w: Tensor, group_size: int = 128, *, clip_search: bool = False) -> Int4Weight:
+        """Round a weight to the nearest INT4 code, group by group, without zero points.
+
+        Args:
+            w: float32, float16, bfloat16 or float64 [N, K], finite.
+            group_size: columns that share a scale; must divide K.
+            clip_search: choose for each group the share of its absmax, 0.59 to 1, that makes the
+                squared error least; otherwise the scale is absmax/8 and only codes above 7 clip.
+
+        Raises:
+            TypeError: w is not floating point.
+            ValueError: w is not a finite, non-empty matrix, or group_size does not fit K.
+        """
+        floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+        check_dtype(_QUANTIZE, "w", w, *floats)
+        if w.dim() != 2 or w.numel() == 0:
+            refuse(_QUANTIZE, "w of shape [N, K]", list(w.shape), "w")
+        n, k = w.shape
+        layout.check_group_size(_QUANTIZE, k, group_size)
+        groups = w.detach().float().view(n, -1, group_size)
+        absmax = groups.abs().amax(dim=2)
+        if not absmax.isfinite().all():  # amax passes NaN and Inf on
+            count = int((~groups.isfinite()).sum())
+            refuse(_QUANTIZE, "w finite in float32", f"{count} NaN or Inf", "w")
+        scale, codes = _round_to_nearest(groups, absmax)
+        if clip_search:
+            least = _squared_error(groups, scale, codes)
+            for ratio in _CLIP_RATIOS[1:]:
+                trial = _round_to_nearest(groups, absmax * ratio)
+                error = _squared_error(groups, *trial)
+                better = error < least
+                least = torch.where(better, error, least)
+                scale = torch.where(better, trial[0], scale)
+                codes = torch.where(better[..., None], trial[1], codes)
+        nibbles = codes.view(n, k).view(torch.uint8) & 15
+        return cls(codes=nibbles[:, 0::2] | nibbles[:, 1::2] << 4, group_scale=scale)
+
+    def dequantize(self) -> Tensor:
+        """The weight this object stands for, float32 [N, K].
+
+        (code - zero_point) * group_scale * channel_scale, rounded in this order.
+        """
+        nibbles = torch.stack((self.codes & 15, self.codes >> 4), dim=2)
+        values = ((nibbles ^ 8).float() - 8).view(self.n, -1, self.group_size)
+        if self.zero_point is not None:
+            values = values - self.zero_point[..., None]
+        values = (values * self.group_scale[..., None].float()).view(self.n, self.k)
+        return values if self.channel_scale is None else values * self.channel_scale[:, None]
+
+    def pack(self) -> PackedInt4Weight:
+        """The same weight in the layout the kernels read, on the same device."""
+        return PackedInt4Weight(
+            data=layout.pack(self.codes, self.group_scale, self.zero_point, self.channel_scale),
+            n=self.n,
+            k=self.k,
+            group_size=self.group_size,
+            has_zero_point=self.zero_point is not None,
+            has_channel_scale=self.channel_scale is not None,
+        )
+
+
+def _round_to_nearest(groups: Tensor, absmax: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales absmax/8 as bfloat16 [N, K/G] and codes int8 [N, K/G, G] of float32 groups."""
+    scale = (absmax / 8).bfloat16()
+    # A group of zeros, or one below BF16's range, has scale 0: any divisor gives it the code 0.
+    divisor = torch.where(scale == 0, torch.inf, scale.float())
+    return scale, (groups / divisor[..., None]).round().clamp(-8, 7).to(torch.int8)
+
+
+def _squared_error(groups: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
+    return (codes * scale.float()[..., None] - groups).square().sum(dim=2)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedInt4Weight:
+    """An INT4 weight [N, K] in the layout the kernels read.
+
+    Attributes:
+        data: uint8 [ceil(N/64), bytes per row block], contiguous (see `wlib.layout`).
+        n, k: output and input features.
+        group_size: columns that share a scale.
+        has_zero_point, has_channel_scale: which optional tensors the weight was packed with.
+        layout_version: version of the layout of `data`.
+
+    Raises:
+        TypeError: data is not uint8.
+        ValueError: data has not the shape the other fields ask for, or the version is unknown.
+    """
+
+    data: Tensor
+    n: int
+    k: int
+    group_size: int
+    has_zero_point: bool = False
+    has_channel_scale: bool = False
+    layout_version: int = layout.LAYOUT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.layout_version != layout.LAYOUT_VERSION:
+            expected = f"layout_version {layout.LAYOUT_VERSION}"
+            refuse(_PACKED, expected, self.layout_version, "layout_version")
+        layout.check_group_size(_PACKED, self.k, self.group_size)
+        shape = layout.packed_shape(self.n, self.k, self.group_size, self.has_zero_point)
+        check_dtype(_PACKED, "data", self.data, torch.uint8)
+        check_shape(_PACKED, "data", self.data, shape)
+
+    def unpack(self) -> Int4Weight:
+        """The exact inverse of `Int4Weight.pack`."""
+        codes, group_scale, zero_point, channel_scale = layout.unpack(
+            self.data, self.n, self.k, self.group_size, self.has_zero_point
+        )
+        return Int4Weight(
+            codes, group_scale, zero_point, channel_scale if self.has_channel_scale else None
+        )
+
+    def to(self, device: torch.device | str) -> PackedInt4Weight:
+        """The same weight on another device."""
+        return replace(self, data=self.data.to(device))
+
+
+def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise activations to E4M3 with one scale per token.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K].
+
+    Returns:
+        xq: float8_e4m3fn [..., K], x / scale rounded to nearest even and saturated at 448.
+        scale: float32 [...] = absmax/448 over the token; 0 for a token of zeros.
+
+    Raises:
+        TypeError: x has another dtype.
+        NotImplementedError: no kernel serves the device of x.
+    """
+    try:
+        xq, scale = torch.ops.wlib.fp8_quantize(x)
+    except ValueError as error:
+        raise typed_error(error) from None
+    return xq, scale
+
+
+def int4fp8_gemm(
+    xq: Tensor,
+    p: PackedInt4Weight,
+    xs: Tensor,
+    bias: Tensor | None = None,
+    out_dtype: torch.dtype = torch.bfloat16,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Multiply FP8 activations with a packed INT4 weight (FireQ, arXiv 2505.20839).
+
+    y[m, n] = xs[m] * channel_scale[n] * sum_g group_scale[n, g]
+              * sum_{k in g} xq[m, k] * (code[n, k] - zero_point[n, g]) + bias[n]
+
+    accumulated in float32 and rounded once. NaN and Inf spread as this formula says.
+
+    Args:
+        xq: float8_e4m3fn [..., K].
+        p: the packed weight [N, K], on the device of xq.
+        xs: float32 [...], scale of each token.
+        bias: None, or float32 or out_dtype [N].
+        out_dtype: bfloat16, float16 or float32; of no effect if `out` is given.
+        out: tensor [..., N] to write to; its dtype is the output dtype.
+
+    Returns:
+        y [..., N] of out_dtype, or `out`.
+
+    Raises:
+        TypeError: an argument has the wrong dtype, or p is not packed.
+        ValueError: a shape, a device, the group size or an alignment does not fit.
+        NotImplementedError: no kernel serves the device of xq.
+    """
+    if not isinstance(p, PackedInt4Weight):
+        refuse("wlib.int4fp8_gemm", "p to be a PackedInt4Weight", type(p).__name__, "p", TypeError)
+    op = torch.ops.wlib.int4fp8_gemm
+    packed = {"n": p.n, "group_size": p.group_size, "layout_version": p.layout_version}
+    try:
+        if out is None:
+            y: Tensor = op(xq, p.data, xs, bias=bias, out_dtype=out_dtype, **packed)
+        else:
+            y = op.out(xq, p.data, xs, bias=bias, out=out, **packed)
+    except ValueError as error:
+        raise typed_error(error) from None
+    return y

@@ -1,0 +1,80 @@
+"""Float64 reference of the INT4 x FP8 matmul, sharing no code with the ops it judges."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..int4fp8 import Int4Weight
+
+F32_EPS = 2.0**-24  # largest relative error of one float32 rounding
+
+
+class Reference(NamedTuple):
+    """Exact result and the scale its rounding errors are measured on, float64 [M, N] each."""
+
+    y: Tensor
+    magnitude: Tensor
+
+    def bound(self, k: int, out_dtype: torch.dtype) -> Tensor:
+        """Largest error float32 accumulation in any order and one final rounding can make.
+
+        A term passes through at most k additions and eight other roundings (code minus zero point,
+        scales, the odd-code correction, bias); the result is then rounded to `out_dtype` once.
+        """
+        accumulated = (k + 8) * F32_EPS * self.magnitude
+        info = torch.finfo(out_dtype)
+        rounding = (self.y.abs() + accumulated) * (info.eps / 2)
+        return accumulated + rounding.clamp_min(info.smallest_normal * info.eps / 2)
+
+
+def decode_e4m3(x: Tensor) -> Tensor:
+    """Values of float8_e4m3fn codes as float64, from the definition of the format."""
+    bits = torch.arange(256, dtype=torch.float64, device=x.device)
+    sign = torch.where(bits < 128, 1.0, -1.0)
+    exponent = (bits % 128 / 8).floor()
+    mantissa = bits % 8
+    subnormal = mantissa * 2.0**-9
+    normal = (1 + mantissa / 8) * torch.exp2(exponent - 7)
+    table = sign * torch.where(exponent == 0, subnormal, normal)
+    table[[127, 255]] = torch.nan
+    return table[x.view(torch.uint8).long()]
+
+
+def int4fp8_gemm(
+    xq: Tensor, weight: Int4Weight, xs: Tensor, bias: Tensor | None = None
+) -> Reference:
+    """y = xs * channel_scale * sum_g s * sum_k x * (code - zero_point) + bias.
+
+    Args:
+        xq: float8_e4m3fn [M, K].
+        weight: the weight [N, K] on the device of xq.
+        xs: float32 [M].
+        bias: None or floating point [N].
+
+    Returns:
+        y, and the sum of the absolute values of everything any route may add up to reach it: each
+        product counts with |code| + |zero_point| + 1, since kernels may form 2 code + 1 first.
+    """
+    x = decode_e4m3(xq)
+    n, group_size = weight.n, weight.group_size
+    nibbles = torch.stack((weight.codes % 16, weight.codes // 16), dim=2).view(n, -1).double()
+    codes = torch.where(nibbles < 8, nibbles, nibbles - 16)
+    scales = weight.group_scale.double()
+    zeros = torch.zeros_like(scales) if weight.zero_point is None else weight.zero_point.double()
+    y = x.new_zeros(len(x), n)
+    magnitude = torch.zeros_like(y)
+    for g in range(scales.shape[1]):
+        part = slice(g * group_size, (g + 1) * group_size)
+        code, zero, scale = codes[:, part], zeros[:, g : g + 1], scales[:, g]
+        y += scale * (x[:, part] @ (code - zero).T)
+        magnitude += scale.abs() * (x[:, part].abs() @ (code.abs() + zero.abs() + 1).T)
+    factor = xs.double()[:, None]
+    if weight.channel_scale is not None:
+        factor = factor * weight.channel_scale.double()
+    y, magnitude = y * factor, magnitude * factor.abs()
+    if bias is not None:
+        y, magnitude = y + bias.double(), magnitude + bias.double().abs()
+    return Reference(y, magnitude)
