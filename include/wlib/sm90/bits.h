@@ -1,0 +1,19 @@
+// Bit operations that the compiler does not pick well by itself.
+#pragma once
+
+#include "wlib/sm90/platform.h"
+
+namespace wlib::sm90 {
+
+// (value & mask) | bits in one LOP3; written in C++ with two constants it becomes two.
+WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(out) : "r"(value), "r"(mask), "r"(bits));
+  return out;
+#else
+  return (value & mask) | bits;
+#endif
+}
+
+}  // namespace wlib::sm90

@@ -1,0 +1,61 @@
+// A ring of shared-memory stages between one producer thread and consumer warps. No PTX here: only
+// the index and phase arithmetic, in one place.
+#pragma once
+
+#include "wlib/sm90/sync.h"
+
+namespace wlib::sm90 {
+
+// Position in the ring: which stage, and which pass over the ring modulo 2.
+template <int kStages>
+struct RingCursor {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  template <int kSteps = 1>
+  WLIB_DEVICE void advance() {
+    static_assert(kSteps <= kStages, "would wrap more than once");
+    stage += kSteps;
+    if (stage >= kStages) {
+      stage -= kStages;
+      parity ^= 1;
+    }
+  }
+};
+
+// If consumers take turns at the stages, a stage must always fall to the same one. Otherwise a
+// consumer may wait for the second pass over a stage whose first pass is still in flight (copies
+// complete out of order), and the parity it waits for, that of the phase before the first, passes
+// at once.
+template <int kStages>
+struct Ring {
+  uint64_t full[kStages];   // one arrival (the producer's expect_tx) plus the bytes of the copies
+  uint64_t empty[kStages];  // `readers` arrivals, one per consumer warp that reads the stage
+
+  WLIB_DEVICE void init(int readers) {
+    debug_name(full, sizeof full, "ring.full");
+    debug_name(empty, sizeof empty, "ring.empty");
+    for (int i = 0; i < kStages; ++i) {
+      mbarrier_init(full[i], 1);
+      mbarrier_init(empty[i], readers);
+    }
+    mbarrier_init_fence();
+  }
+  // Producer. In the first pass nothing was released yet: waiting for the opposite parity passes at
+  // once.
+  WLIB_DEVICE void wait_empty(RingCursor<kStages> at) {
+    mbarrier_wait(empty[at.stage], at.parity ^ 1);
+  }
+  WLIB_DEVICE uint64_t& expect(RingCursor<kStages> at, uint32_t bytes) {
+    mbarrier_arrive_expect_tx(full[at.stage], bytes);
+    return full[at.stage];
+  }
+  // Consumer.
+  WLIB_DEVICE void wait_full(RingCursor<kStages> at) { mbarrier_wait(full[at.stage], at.parity); }
+  WLIB_DEVICE void release(RingCursor<kStages> at) {
+    warp_sync();  // the elected lane's arrival speaks for the reads of the whole warp
+    if (elect()) mbarrier_arrive(empty[at.stage]);
+  }
+};
+
+}  // namespace wlib::sm90

@@ -1,0 +1,153 @@
+// Warpgroup MMA on CuTe's instruction wrappers, which also supply the layouts the simulator
+// evaluates.
+#pragma once
+
+#include <cute/arch/mma_sm90_gmma.hpp>
+#include <type_traits>
+#include <utility>
+
+#include "wlib/sm90/platform.h"
+#if !WLIB_ON_DEVICE
+#include <array>
+#include <cute/atom/mma_traits_sm90_gmma.hpp>
+#endif
+
+namespace wlib::sm90 {
+
+// D[64, N] += A[64, K] * B[N, K]^T, both K-major, FP32 accumulators. Rs: A in registers; Ss: in
+// shared memory.
+template <int kN>
+struct WgmmaE4M3;
+#define WLIB_WGMMA_E4M3(n)                                            \
+  template <>                                                         \
+  struct WgmmaE4M3<n> {                                               \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_RS_TN<>; \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_SS_TN<>; \
+  };
+WLIB_WGMMA_E4M3(8)
+WLIB_WGMMA_E4M3(16)
+WLIB_WGMMA_E4M3(32)
+WLIB_WGMMA_E4M3(64)
+WLIB_WGMMA_E4M3(128)
+WLIB_WGMMA_E4M3(256)
+#undef WLIB_WGMMA_E4M3
+
+constexpr auto kKMajor = cute::SM90::GMMA::Major::K;
+template <int kN>
+struct WgmmaBF16;
+template <>
+struct WgmmaBF16<64> {
+  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kKMajor, kKMajor>;
+  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kKMajor, kKMajor>;
+};
+
+template <class Op>
+constexpr int kAccumulators = int(std::extent_v<typename Op::CRegisters>);
+
+// Where accumulator register v of a thread lies in the 64 x N tile.
+WLIB_HOST_DEVICE constexpr int accumulator_row(int thread, int v) {
+  return thread / 32 * 16 + thread % 32 / 4 + v / 2 % 2 * 8;
+}
+WLIB_HOST_DEVICE constexpr int accumulator_column(int thread, int v) {
+  return v / 4 * 8 + thread % 4 * 2 + v % 2;
+}
+
+// Descriptor of a K-major tile of 128-byte rows with 128-byte swizzle at a 1024-byte boundary.
+WLIB_DEVICE uint64_t swizzled_tile_descriptor(const void* smem) {
+  constexpr uint64_t kSwizzle128 = 1, kEightRows = 1024 >> 4;
+  return uint64_t((shared_address(smem) & 0x3ffff) >> 4) | uint64_t(1) << 16 | kEightRows << 32 |
+         kSwizzle128 << 62;
+}
+// One k step of 32 bytes further inside the rows (addresses count 16-byte units).
+constexpr uint64_t kDescriptorKStep = 2;
+
+#if WLIB_ON_DEVICE
+
+namespace detail {
+using cute::SM90::GMMA::ScaleOut;
+template <class Op, size_t... kD>
+WLIB_DEVICE void call(float* d, const uint32_t* a, uint64_t b, ScaleOut s,
+                      std::index_sequence<kD...>) {
+  Op::fma(a[0], a[1], a[2], a[3], b, d[kD]..., s);
+}
+template <class Op, size_t... kD>
+WLIB_DEVICE void call(float* d, uint64_t a, uint64_t b, ScaleOut s, std::index_sequence<kD...>) {
+  Op::fma(a, b, d[kD]..., s);
+}
+}  // namespace detail
+
+// Before the first wgmma and after any access to its registers other than by a wgmma.
+WLIB_DEVICE void wgmma_fence() { cute::warpgroup_arrive(); }
+WLIB_DEVICE void wgmma_commit() { cute::warpgroup_commit_batch(); }
+
+// A fragments must outlive the matching wait: declare them where the wait is, not in an inner
+// scope.
+template <class Op>
+WLIB_DEVICE void wgmma(float (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b,
+                       bool accumulate) {
+  detail::call<Op>(d, a, b, detail::ScaleOut(accumulate),
+                   std::make_index_sequence<kAccumulators<Op>>{});
+}
+template <class Op>
+WLIB_DEVICE void wgmma(float (&d)[kAccumulators<Op>], uint64_t a, uint64_t b, bool accumulate) {
+  detail::call<Op>(d, a, b, detail::ScaleOut(accumulate),
+                   std::make_index_sequence<kAccumulators<Op>>{});
+}
+// Until at most kPending groups are in flight. `d` is named so that the compiler cannot move its
+// uses up.
+template <int kPending, int kCount>
+WLIB_DEVICE void wgmma_wait(float (&d)[kCount]) {
+  cute::warpgroup_wait<kPending>();
+  WLIB_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+#else
+
+namespace detail {
+
+template <class Layout, int kPerThread>
+std::array<uint16_t, 128 * kPerThread> coordinates() {
+  std::array<uint16_t, 128 * kPerThread> table{};
+  for (int t = 0; t < 128; ++t) {
+    for (int v = 0; v < kPerThread; ++v) table[t * kPerThread + v] = uint16_t(Layout{}(t, v));
+  }
+  return table;
+}
+
+// Filled before main(): a kernel must not write static memory.
+template <class Op>
+struct Shape {
+  using Traits = cute::MMA_Traits<Op>;
+  using Element = sim::dev::Element;
+  static constexpr int kN = cute::size<1>(typename Traits::Shape_MNK{});
+  static constexpr int kK = cute::size<2>(typename Traits::Shape_MNK{});
+  static constexpr bool kRegisterA = std::is_same_v<typename Op::ARegisters, uint32_t[4]>;
+  static constexpr bool kFp8 = std::is_same_v<typename Traits::ValTypeA, cute::float_e4m3_t>;
+  static inline const auto a = coordinates<typename Traits::ALayout, kRegisterA ? kK / 2 : 1>();
+  static inline const auto d = coordinates<typename Traits::CLayout, kAccumulators<Op>>();
+  static inline const sim::dev::WgmmaShape value = {
+      kN,       kK,      kAccumulators<Op>, kRegisterA, kFp8 ? Element::kE4M3 : Element::kBF16,
+      a.data(), d.data()};
+};
+
+}  // namespace detail
+
+inline void wgmma_fence() { sim::dev::wgmma_fence(); }
+inline void wgmma_commit() { sim::dev::wgmma_commit(); }
+template <class Op>
+void wgmma(float (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  sim::dev::wgmma_issue(detail::Shape<Op>::value, d, a, 0, b, accumulate);
+}
+template <class Op>
+void wgmma(float (&d)[kAccumulators<Op>], uint64_t a, uint64_t b, bool accumulate) {
+  sim::dev::wgmma_issue(detail::Shape<Op>::value, d, nullptr, a, b, accumulate);
+}
+template <int kPending, int kCount>
+void wgmma_wait(float (&)[kCount]) {
+  sim::dev::wgmma_wait(kPending);
+}
+
+#endif
+
+}  // namespace wlib::sm90
