@@ -1,0 +1,6 @@
+"""Drop-in modules with compressed weights."""
+
+from .int4fp8 import Int4Fp8Linear
+from .replace import replace_linear
+
+__all__ = ["Int4Fp8Linear", "replace_linear"]
