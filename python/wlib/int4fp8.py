@@ -209,7 +209,8 @@ def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         xq: float8_e4m3fn [..., K], x / scale rounded to nearest even and saturated at 448.
-        scale: float32 [...] = absmax/448 over the token; 0 for a token of zeros.
+        scale: float32 [...] = absmax/448 over the token; 0 for a token of zeros, NaN or Inf for a
+            token that holds one, whose products are then NaN.
 
     Raises:
         TypeError: x has another dtype.
@@ -235,7 +236,8 @@ def int4fp8_gemm(
     y[m, n] = xs[m] * channel_scale[n] * sum_g group_scale[n, g]
               * sum_{k in g} xq[m, k] * (code[n, k] - zero_point[n, g]) + bias[n]
 
-    accumulated in float32 and rounded once. NaN and Inf spread as this formula says.
+    accumulated in float32 and rounded once. A NaN or Inf in xq, xs, the weight or the bias reaches
+    exactly the rows or columns of y it takes part in; Inf may arrive there as NaN.
 
     Args:
         xq: float8_e4m3fn [..., K].
@@ -255,6 +257,9 @@ def int4fp8_gemm(
     """
     if not isinstance(p, PackedInt4Weight):
         refuse("wlib.int4fp8_gemm", "p to be a PackedInt4Weight", type(p).__name__, "p", TypeError)
+    if xq.shape[-1:] != (p.k,):  # the op takes K from x: padded to 128, two K may pack alike
+        expected = f"x of shape [*, {p.k}] to match k={p.k}"
+        refuse("wlib::int4fp8_gemm", expected, list(xq.shape), "x")
     op = torch.ops.wlib.int4fp8_gemm
     packed = {"n": p.n, "group_size": p.group_size, "layout_version": p.layout_version}
     try:

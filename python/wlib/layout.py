@@ -40,20 +40,20 @@ def check_group_size(where: str, k: int, group_size: int) -> None:
         refuse(where, f"group_size that divides k={k}", group_size, "group_size")
 
 
-def tile_groups(group_size: int) -> int:
-    """Scale groups in a tile of 128 columns; a group wider than a tile repeats in each."""
-    return TILE_K // group_size if group_size < TILE_K and TILE_K % group_size == 0 else 1
+def tile_groups(k: int, group_size: int) -> int:
+    """Scale groups in a tile of 128 columns; a group of 128 or more, or of all k, is one."""
+    return 1 if group_size % TILE_K == 0 or group_size == k else TILE_K // group_size
 
 
-def tile_bytes(group_size: int, has_zero_point: bool) -> int:
+def tile_bytes(k: int, group_size: int, has_zero_point: bool) -> int:
     """Bytes of one tile: codes, BF16 scales and, if there are any, float32 zero points."""
-    return _CODE_BYTES + TILE_N * tile_groups(group_size) * (6 if has_zero_point else 2)
+    return _CODE_BYTES + TILE_N * tile_groups(k, group_size) * (6 if has_zero_point else 2)
 
 
 def packed_shape(n: int, k: int, group_size: int, has_zero_point: bool) -> tuple[int, int]:
     """Shape [row blocks, bytes per row block] of the packed data of an [n, k] weight."""
     tiles = -(-k // TILE_K)
-    return -(-n // TILE_N), tiles * tile_bytes(group_size, has_zero_point) + _CHANNEL_BYTES
+    return -(-n // TILE_N), tiles * tile_bytes(k, group_size, has_zero_point) + _CHANNEL_BYTES
 
 
 def _pack_codes(codes: Tensor, blocks: int, tiles: int) -> Tensor:
@@ -80,7 +80,7 @@ def _unpack_codes(packed: Tensor) -> Tensor:
 
 def _pack_groups(values: Tensor, blocks: int, tiles: int, k: int, group_size: int) -> Tensor:
     """[N, K/G] values, one per row and group -> [blocks, tiles, bytes] uint8 in pair order."""
-    per_tile = tile_groups(group_size)
+    per_tile = tile_groups(k, group_size)
     columns = torch.arange(tiles * per_tile, device=values.device) * (TILE_K // per_tile)
     padded = pad(values, (0, 1, 0, blocks * TILE_N - len(values)))  # a last column of zeros
     group = torch.where(columns < k, columns // group_size, values.shape[1])
@@ -92,7 +92,7 @@ def _pack_groups(values: Tensor, blocks: int, tiles: int, k: int, group_size: in
 def _unpack_groups(packed: Tensor, dtype: torch.dtype, k: int, group_size: int) -> Tensor:
     """The inverse of _pack_groups, padded rows included: -> [blocks * 64, K/G] of `dtype`."""
     blocks, tiles, _ = packed.shape
-    per_tile = tile_groups(group_size)
+    per_tile = tile_groups(k, group_size)
     tile = packed.contiguous().view(dtype).view(blocks, tiles, per_tile, 4, 8, 2)
     values = tile.permute(0, 3, 5, 4, 1, 2).reshape(blocks * TILE_N, tiles * per_tile)
     return values[:, :: max(1, group_size // TILE_K)][:, : k // group_size]
@@ -127,8 +127,8 @@ def unpack(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Exact inverse of `pack`: codes, group scales, zero points and channel scales."""
     body, channel = data[:, :-_CHANNEL_BYTES], data[:, -_CHANNEL_BYTES:]
-    tile = body.view(len(data), -1, tile_bytes(group_size, has_zero_point))
-    scale_end = _CODE_BYTES + 2 * TILE_N * tile_groups(group_size)
+    tile = body.view(len(data), -1, tile_bytes(k, group_size, has_zero_point))
+    scale_end = _CODE_BYTES + 2 * TILE_N * tile_groups(k, group_size)
     codes = _unpack_codes(tile[..., :_CODE_BYTES])[:n, : k // 2]
     scale = _unpack_groups(tile[..., _CODE_BYTES:scale_end], torch.bfloat16, k, group_size)[:n]
     zero_point = None
