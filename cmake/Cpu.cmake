@@ -1,0 +1,16 @@
+# wlib_cpu_kernels(file.cpp): compiles the file once per instruction set into _C; the family's cpu.cpp picks one
+# at run time. The file puts everything into `namespace wlib::<family>::WLIB_ISA`.
+
+set(WLIB_ISA_FLAGS_baseline "")
+set(WLIB_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+
+function(wlib_cpu_kernels source)
+  cmake_path(GET source STEM stem)
+  foreach(isa baseline avx2)
+    add_library(${stem}_${isa} OBJECT ${source})
+    target_link_libraries(${stem}_${isa} PRIVATE wlib_headers)
+    target_compile_options(${stem}_${isa} PRIVATE -O3 -fno-math-errno -Wno-psabi ${WLIB_ISA_FLAGS_${isa}})
+    target_compile_definitions(${stem}_${isa} PRIVATE WLIB_ISA=${isa})
+    target_sources(_C PRIVATE $<TARGET_OBJECTS:${stem}_${isa}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,66 @@
+# Decides whether CUDA kernels are built: by whether an nvcc is there, never by whether a GPU is.
+# wlib_cuda_kernels(file.cu [TOKENS values...]): compiles the file into _C, with TOKENS once per value
+# with -DWLIB_TOKENS=<value>, so that instances compile side by side.
+
+set(WLIB_HAS_CUDA FALSE)
+set(WLIB_CUDA_SUMMARY "none (WLIB_CUDA=OFF)")
+if(NOT WLIB_CUDA STREQUAL "OFF")
+  if(NOT CMAKE_CUDA_COMPILER)
+    # The toolkit from PyPI (extra build-cuda) lives in a namespace package.
+    execute_process(
+      COMMAND ${Python_EXECUTABLE} -c
+              "import sysconfig, os; p = os.path.join(sysconfig.get_paths()['purelib'], 'nvidia', 'cu13', 'bin', 'nvcc'); print(p if os.path.exists(p) else '')"
+      OUTPUT_VARIABLE pypi_nvcc OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    find_program(system_nvcc nvcc HINTS ENV CUDACXX ENV CUDA_HOME PATHS /usr/local/cuda/bin)
+    if(system_nvcc)
+      set(CMAKE_CUDA_COMPILER ${system_nvcc})
+    elseif(pypi_nvcc)
+      set(CMAKE_CUDA_COMPILER ${pypi_nvcc})
+    endif()
+  endif()
+  if(CMAKE_CUDA_COMPILER)
+    set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+    enable_language(CUDA)
+    set(WLIB_HAS_CUDA TRUE)
+    set(WLIB_CUDA_SUMMARY "sm_90a (nvcc ${CMAKE_CUDA_COMPILER_VERSION})")
+  elseif(WLIB_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "WLIB_CUDA=ON, but there is no nvcc: put one on PATH or `pip install .[build-cuda]`")
+  else()
+    set(WLIB_CUDA_SUMMARY "none (no nvcc found)")
+  endif()
+endif()
+
+if(WLIB_HAS_CUDA)
+  include(Cutlass)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  # A spill, local memory, a serialised wgmma or an ignored setmaxnreg halves a kernel's speed without a
+  # word, so each of them fails the build.
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CMAKE_SOURCE_DIR}/cmake/ptxas_gate.sh ${CMAKE_CXX_COMPILER_LAUNCHER})
+  add_library(wlib_cuda_flags INTERFACE)
+  target_compile_options(
+    wlib_cuda_flags
+    INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-O3
+              --expt-relaxed-constexpr
+              -lineinfo
+              -Xcompiler=-fvisibility=hidden,-Wno-unknown-pragmas
+              -Xptxas=--warn-on-spills,--warn-on-local-memory-usage
+              -Werror=all-warnings
+              --compress-mode=size>)
+endif()
+
+function(wlib_cuda_kernels source)
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "TOKENS")
+  cmake_path(GET source STEM stem)
+  if(NOT arg_TOKENS)
+    set(arg_TOKENS 0)
+  endif()
+  foreach(value IN LISTS arg_TOKENS)
+    set(target ${stem}_${value})
+    add_library(${target} OBJECT ${source})
+    target_link_libraries(${target} PRIVATE wlib_headers wlib_cutlass wlib_cuda_flags)
+    target_compile_definitions(${target} PRIVATE WLIB_TOKENS=${value})
+    target_sources(_C PRIVATE $<TARGET_OBJECTS:${target}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,13 @@
+// The CPU kernels: the executable specification of the family, on the same numerics and layout headers as the GPU kernels.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include "wlib/params/int4fp8.h"
+
+namespace wlib::int4fp8 {
+
+void gemm_cpu(const GemmParams& p, const torch::stable::Tensor& x);  // x only says where scratch tensors come from
+void quantize_cpu(const QuantizeParams& p);
+
+}  // namespace wlib::int4fp8

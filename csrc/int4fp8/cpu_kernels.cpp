@@ -1,0 +1,202 @@
+#include "int4fp8/cpu_kernels.h"
+
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "wlib/numerics/e4m3.h"
+#include "wlib/numerics/odd_code.h"
+
+namespace wlib::int4fp8::WLIB_ISA {
+namespace {
+
+using Float4 = float __attribute__((vector_size(16)));
+using Float8 = float __attribute__((vector_size(32)));
+
+constexpr int kRun = 64;   // the codes of a row in half a tile are one run of bytes, shared with row + 8
+constexpr int kLanes = 8;  // columns 4c..4c+3 and 16+4c..16+4c+3 of a step lie side by side
+
+// Column in the half tile -> place in the run.
+constexpr int run_offset(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
+
+constexpr auto kE4M3Table = [] {
+  std::array<float, 256> table{};
+  for (int i = 0; i < 256; ++i) table[i] = e4m3_to_float(uint8_t(i));
+  return table;
+}();
+
+// The 64 codes of rows r and r + 8 in one run; sign and magnitude give q = s ? -mag - 1 : mag = mag ^ -s.
+// Plain loops over fixed counts: the compiler turns each into a few vector instructions.
+struct Codes {
+  alignas(64) float a[kRun], b[kRun];
+};
+void decode_run(const uint8_t* bytes, Codes& codes) {
+  alignas(64) int8_t a[kRun], b[kRun];
+  for (int i = 0; i < kRun; ++i) {
+    const int8_t byte = int8_t(bytes[i]);
+    a[i] = int8_t((byte >> 1 & 7) ^ (byte >> 7));
+    b[i] = int8_t((byte >> 4 & 7) ^ -(byte & 1));
+  }
+  for (int i = 0; i < kRun; ++i) codes.a[i] = float(a[i]);
+  for (int i = 0; i < kRun; ++i) codes.b[i] = float(b[i]);
+}
+
+Float8 load_floats(const float* x) {
+  Float8 value;
+  std::memcpy(&value, x, sizeof value);
+  return value;
+}
+float horizontal_sum(Float8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+
+// Scale and zero point of a row for each of a tile's four steps.
+struct RowScales {
+  float scale[4], zero[4];
+};
+RowScales load_scales(const uint8_t* tile, int4::Layout layout, int row) {
+  RowScales s{};
+  const int steps = 4 / layout.groups_per_tile;  // that share a group
+  for (int group = 0; group < layout.groups_per_tile; ++group) {
+    const int at = group * int4::kTileRows + int4::scale_index(row);
+    uint16_t bits;
+    std::memcpy(&bits, tile + layout.scales_offset() + at * 2, 2);
+    float zero = 0;
+    if (layout.zero_points) std::memcpy(&zero, tile + layout.zeros_offset() + at * 4, 4);
+    for (int step = group * steps; step < (group + 1) * steps; ++step) {
+      s.scale[step] = std::bit_cast<float>(uint32_t(bits) << 16);
+      s.zero[step] = zero;
+    }
+  }
+  return s;
+}
+const uint8_t* run_of(const uint8_t* tile, int half, int row) {  // row is the first of its pair
+  return tile + half * 2048 + (row / 16 * 32 + row % 8 * 4) * 16;
+}
+
+void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values, float* step_sums) {
+  std::memset(values, 0, k_tiles * int4::kTileColumns * sizeof(float));
+  std::memset(step_sums, 0, k_tiles * 4 * sizeof(float));
+  for (int64_t i = 0; i < k; ++i) {
+    const float value = kE4M3Table[x[i]];
+    values[i / kRun * kRun + run_offset(i % kRun)] = value;
+    step_sums[i / kStep] += value;
+  }
+}
+
+// The running sums of one token for rows r and r + 8; lanes are added up at the end.
+struct PairSum {
+  Float8 a{}, b{};
+  float zero_a = 0, zero_b = 0;
+};
+
+void multiply_run(const Codes& codes, const float* x, const RowScales (&scales)[2], int half, PairSum& sum) {
+  for (int step = 0; step < 2; ++step) {
+    Float8 a{}, b{};
+    for (int c = 0; c < 4; ++c) {
+      const int at = c * 16 + step * kLanes;
+      const Float8 value = load_floats(x + at);
+      a += value * load_floats(codes.a + at);
+      b += value * load_floats(codes.b + at);
+    }
+    sum.a += a * scales[0].scale[half * 2 + step];
+    sum.b += b * scales[1].scale[half * 2 + step];
+  }
+}
+
+void multiply_pair(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int row, const float* values,
+                   const float* step_sums, int64_t m, PairSum* sums) {
+  Codes codes;
+  for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
+    const RowScales scales[2] = {load_scales(block, layout, row), load_scales(block, layout, row + 8)};
+    for (int half = 0; half < 2; ++half) {
+      decode_run(run_of(block, half, row), codes);
+      for (int64_t token = 0; token < m; ++token) {
+        multiply_run(codes, values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun, scales, half, sums[token]);
+      }
+    }
+    if (!layout.zero_points) continue;
+    for (int64_t token = 0; token < m; ++token) {
+      const float* x_sum = step_sums + (token * k_tiles + tile) * 4;
+      for (int step = 0; step < 4; ++step) {
+        sums[token].zero_a += scales[0].scale[step] * (scales[0].zero[step] * x_sum[step]);
+        sums[token].zero_b += scales[1].scale[step] * (scales[1].zero[step] * x_sum[step]);
+      }
+    }
+  }
+}
+
+void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
+                    const float* step_sums, int64_t m, float* out) {
+  constexpr int64_t kTokens = 16;  // running sums that stay in the first-level cache
+  for (int64_t first = 0; first < m; first += kTokens) {
+    const int64_t count = m - first < kTokens ? m - first : kTokens;
+    for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
+      PairSum sums[kTokens];
+      multiply_pair(block, k_tiles, layout, row, values + first * k_tiles * int4::kTileColumns,
+                    step_sums + first * k_tiles * 4, count, sums);
+      for (int64_t token = 0; token < count; ++token) {
+        out[row * m + first + token] = horizontal_sum(sums[token].a) - sums[token].zero_a;
+        out[(row + 8) * m + first + token] = horizontal_sum(sums[token].b) - sums[token].zero_b;
+      }
+    }
+  }
+}
+
+void dequantize_run(const float* codes, const RowScales& s, int half, int64_t columns, float* out) {
+  for (int quad = 0; quad < columns / 4; ++quad) {  // k is a multiple of 32, so columns is
+    const int step = half * 2 + quad / 8;
+    Float4 q;
+    std::memcpy(&q, codes + run_offset(quad * 4), sizeof q);
+    q = s.scale[step] * (q - s.zero[step]);
+    std::memcpy(out + quad * 4, &q, sizeof q);
+  }
+}
+
+void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows, int64_t k, float* out) {
+  Codes codes;
+  for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
+    for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
+      if (row >= rows) break;
+      const RowScales a = load_scales(block, layout, row), b = load_scales(block, layout, row + 8);
+      for (int half = 0; half < 2; ++half) {
+        const int64_t column = tile * int4::kTileColumns + half * kRun;
+        const int64_t columns = k - column < kRun ? k - column : kRun;
+        if (columns <= 0) break;
+        decode_run(run_of(block, half, row), codes);
+        dequantize_run(codes.a, a, half, columns, out + row * k + column);
+        if (row + 8 < rows) dequantize_run(codes.b, b, half, columns, out + (row + 8) * k + column);
+      }
+    }
+  }
+}
+
+void expand(const uint8_t* codes, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = kE4M3Table[codes[i]];
+}
+
+// NaN beats every number, so that a row with a NaN has a NaN scale.
+float quantize_row(const float* x, int64_t k, uint8_t* codes) {
+  float largest = 0;
+  bool nan = false;
+  for (int64_t i = 0; i < k; ++i) {
+    const float magnitude = std::fabs(x[i]);
+    largest = magnitude > largest ? magnitude : largest;
+    nan |= magnitude != magnitude;
+  }
+  const float scale = nan ? NAN : largest / kE4M3Max;
+  if (scale == 0) {
+    std::memset(codes, 0, k);
+    return 0;
+  }
+  for (int64_t i = 0; i < k; ++i) codes[i] = float_to_e4m3(x[i] / scale);
+  return scale;
+}
+
+#define WLIB_TEXT_(x) #x
+#define WLIB_TEXT(x) WLIB_TEXT_(x)
+
+}  // namespace
+
+extern const CpuKernels kKernels;
+const CpuKernels kKernels = {WLIB_TEXT(WLIB_ISA), gather_activations, multiply_block, dequantize_block, expand, quantize_row};
+
+}  // namespace wlib::int4fp8::WLIB_ISA

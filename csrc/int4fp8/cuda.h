@@ -1,0 +1,15 @@
+// The CUDA launchers, with no torch on this side. They return null, or the text of an error; one that starts with
+// "no kernel for " names a device that no row of the table serves.
+#pragma once
+
+#include "wlib/params/int4fp8.h"
+
+namespace wlib::int4fp8 {
+
+const char* gemm_cuda(const GemmParams& p, int device, void* stream);
+const char* quantize_cuda(const QuantizeParams& p, int device, void* stream);
+
+// The table by which gemm_cuda chooses, one line per row; for wlib.info().
+const char* gemm_cuda_rows();
+
+}  // namespace wlib::int4fp8

@@ -1,0 +1,290 @@
+// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for few tokens: reads every weight once, at the speed
+// of memory (sm_90a; also runs in the simulator).
+//
+// A persistent cluster of CTAs takes one item after the other: 64 rows of w (wgmma's M) for kTokens tokens (wgmma's N).
+// Its CTAs split K. In a CTA, a producer thread streams {weight tile, activation tile} through one ring per
+// consumer warpgroup; the warpgroups take k tiles in turn, decode the weights into A fragments and apply the
+// group scale in FP32. The partial sums of all warpgroups of all CTAs then meet in shared memory: each CTA
+// adds up its share of the tokens, in a fixed order, and stores it. No atomics and no workspace: results do
+// not depend on timing.
+//
+// Odd codes multiply to sum((2q+1) x); a wgmma with the constant -1 takes sum(x) off again, in the same
+// accumulators and while the ALUs still decode. With zero points the sum is kept apart: (2q+1) - (1+2z) = 2 (q-z).
+#pragma once
+
+#include "int4fp8/sm90_store.h"
+#include "wlib/layout/int4_tile.h"
+#include "wlib/numerics/odd_code.h"
+#include "wlib/params/int4fp8.h"
+#include "wlib/sm90/bits.h"
+#include "wlib/sm90/cluster.h"
+#include "wlib/sm90/copy.h"
+#include "wlib/sm90/ring.h"
+#include "wlib/sm90/sync.h"
+#include "wlib/sm90/wgmma.h"
+
+namespace wlib::int4fp8 {
+
+// kStages per consumer warpgroup; the product keeps about 125 KB in flight.
+template <int kTokens_, int kGroups_, bool kZeros_, int kConsumers_ = (kTokens_ <= 16 ? 4 : 2),
+          int kStages_ = (kTokens_ == 8 ? 6 : kTokens_ == 32 ? 8 : 5)>
+struct DecodeConfig {
+  static constexpr int kTokens = kTokens_;        // token tile: 8, 16, 32 or 64
+  static constexpr int kGroups = kGroups_;        // scale groups per k tile: 1, 2 or 4
+  static constexpr bool kZeros = kZeros_;         // zero points
+  static constexpr int kConsumers = kConsumers_;  // warpgroups splitting the CTA's share of K
+  static constexpr int kStages = kStages_;
+  using Wgmma = typename sm90::WgmmaE4M3<kTokens>::Rs;
+  static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
+
+  static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
+  static constexpr int kProducerRegs = 32;
+  static constexpr int kConsumerShare = (65536 / 128 - kProducerRegs) / kConsumers / 8 * 8;
+  static constexpr int kConsumerRegs = kConsumerShare < 240 ? kConsumerShare : 240;
+  static constexpr int kTileBytes = int4::Layout{kGroups, kZeros}.tile_bytes();
+  static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
+  static constexpr int kSteps = 4 / kGroups;  // k steps of 32 columns per group
+  static_assert(kProducerRegs <= sm90::launch_registers(kThreads) && sm90::launch_registers(kThreads) <= kConsumerRegs,
+                "setmaxnreg would go the wrong way");
+};
+
+struct DecodeParams {
+  sm90::TensorMap x;      // [m, k] E4M3, box kTokens x 128, 128-byte swizzle; zeros beyond m and k
+  const uint8_t* weight;  // packed, see layout/int4_tile.h
+  const float* x_scale;   // [m]
+  const void* bias;       // [n] or null
+  void* y;                // [m, n]
+  int m, n, k_tiles;
+  int token_blocks;  // items: row_blocks x token_blocks, tokens fastest, so that neighbours share weights
+  int items;
+  int split_log2;  // CTAs per cluster
+  FloatType bias_type, out_type;
+};
+
+constexpr int kPartialPitch = int4::kTileRows + 4;  // floats; the 4 spread a store over all banks
+
+template <class C>
+struct DecodeSmem {
+  alignas(1024) uint8_t x[C::kConsumers][C::kStages][C::kActivationBytes];
+  alignas(128) uint8_t weights[C::kConsumers][C::kStages][C::kTileBytes];
+  // [source warpgroup of the cluster, token of this CTA's share]; the count does not depend on the cluster's size
+  alignas(128) float partial[C::kConsumers * C::kTokens][kPartialPitch];
+  sm90::Ring<C::kStages> ring[C::kConsumers];
+  uint64_t gathered;  // every consumer warp of the cluster has stored its partial sums here
+  uint64_t consumed;  // every consumer warp of the cluster has read its share: partial sums may be overwritten
+};
+
+// One item as one CTA sees it.
+struct DecodeItem {
+  int row_block, first_token, first_tile, end_tile;
+
+  WLIB_DEVICE DecodeItem(const DecodeParams& p, int item, int tokens) {
+    const int rank = sm90::cluster_rank();
+    row_block = item / p.token_blocks;
+    first_token = item % p.token_blocks * tokens;
+    first_tile = int(int64_t(p.k_tiles) * rank >> p.split_log2);
+    end_tile = int(int64_t(p.k_tiles) * (rank + 1) >> p.split_log2);
+  }
+};
+WLIB_DEVICE int first_item(const DecodeParams& p) { return sm90::block_index_x() >> p.split_log2; }
+WLIB_DEVICE int item_stride(const DecodeParams& p) { return sm90::grid_size_x() >> p.split_log2; }
+template <class C>
+WLIB_DEVICE const uint8_t* row_block(const DecodeParams& p, int index) {
+  return p.weight + index * int4::Layout{C::kGroups, C::kZeros}.block_bytes(p.k_tiles);
+}
+
+template <class C>
+WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p) {
+  sm90::RingCursor<C::kStages> at[C::kConsumers];
+  for (int i = first_item(p); i < p.items; i += item_stride(p)) {
+    const DecodeItem item(p, i, C::kTokens);
+    const uint8_t* tiles = row_block<C>(p, item.row_block);
+    for (int k = item.first_tile; k < item.end_tile; k += C::kConsumers) {
+      WLIB_UNROLL
+      for (int g = 0; g < C::kConsumers; ++g) {
+        if (k + g >= item.end_tile) continue;
+        s.ring[g].wait_empty(at[g]);
+        uint64_t& full = s.ring[g].expect(at[g], C::kTileBytes + C::kActivationBytes);
+        sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes, C::kTileBytes, full);
+        sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns, item.first_token, full);
+        at[g].advance();
+      }
+    }
+  }
+}
+
+// Eight weights in five logic operations: four for the `a` register, four for the `b` register.
+WLIB_DEVICE void decode_eight(uint32_t word, uint32_t& a, uint32_t& b) {
+  a = sm90::and_or(word, 0x8e8e8e8eu, kOddPlusOne);
+  b = sm90::and_or(word << 7, 0x80808080u, sm90::and_or(word >> 3, 0x0e0e0e0eu, kOddPlusOne));
+}
+
+// A thread's 64 codes of one tile -> A fragments of four k steps.
+WLIB_DEVICE void load_fragments(const uint8_t* tile, uint32_t (&a)[4][4]) {
+  const auto* codes = reinterpret_cast<const uint4*>(tile) + sm90::thread_in_warpgroup();
+  WLIB_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const uint4 w = codes[half * sm90::kWarpgroupThreads];
+    decode_eight(w.x, a[2 * half][0], a[2 * half][1]);
+    decode_eight(w.y, a[2 * half][2], a[2 * half][3]);
+    decode_eight(w.z, a[2 * half + 1][0], a[2 * half + 1][1]);
+    decode_eight(w.w, a[2 * half + 1][2], a[2 * half + 1][3]);
+  }
+}
+
+// Of the two rows that the thread accumulates: group scales, and 1 + 2z of their zero points.
+template <class C>
+struct RowPair {
+  float scale[2], zero[2];
+
+  WLIB_DEVICE RowPair(const uint8_t* tile, int group) {
+    constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
+    const int t = sm90::thread_in_warpgroup();
+    const int at = group * int4::kTileRows / 2 + t / 32 * 8 + t % 32 / 4;
+    const uint32_t bits = reinterpret_cast<const uint32_t*>(tile + kLayout.scales_offset())[at];
+    scale[0] = __builtin_bit_cast(float, bits << 16);
+    scale[1] = __builtin_bit_cast(float, bits & 0xffff0000u);
+    if constexpr (C::kZeros) {
+      const float2 z = reinterpret_cast<const float2*>(tile + kLayout.zeros_offset())[at];
+      zero[0] = 1 + 2 * z.x;
+      zero[1] = 1 + 2 * z.y;
+    }
+  }
+};
+
+// Issues the wgmmas of one group's k steps. The tile's weights are decoded behind the first constant ones.
+template <class C>
+WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group, const uint32_t (&one)[4], uint32_t (&a)[4][4],
+                                float (&products)[C::kRegs], float (&x_sums)[C::kRegs]) {
+  const int first = group * C::kSteps;
+  sm90::wgmma_fence();
+  WLIB_UNROLL
+  for (int step = first; step < first + C::kSteps; ++step) {
+    if constexpr (C::kZeros) sm90::wgmma<typename C::Wgmma>(x_sums, one, x + step * sm90::kDescriptorKStep, step != first);
+    else sm90::wgmma<typename C::Wgmma>(products, one, x + step * sm90::kDescriptorKStep, step != first);
+  }
+  if (group == 0) load_fragments(tile, a);
+  sm90::wgmma_fence();
+  WLIB_UNROLL
+  for (int step = first; step < first + C::kSteps; ++step) {
+    sm90::wgmma<typename C::Wgmma>(products, a[step], x + step * sm90::kDescriptorKStep, !C::kZeros || step != first);
+  }
+  sm90::wgmma_commit();
+}
+
+template <class C>
+WLIB_DEVICE void multiply_tile(DecodeSmem<C>& s, int consumer, sm90::RingCursor<C::kStages> at, float (&sum)[C::kRegs]) {
+  constexpr uint32_t kOne = C::kZeros ? kOddPlusOne : kOddMinusOne;
+  const uint32_t one[4] = {kOne, kOne, kOne, kOne};
+  uint32_t a[4][4];
+  float products[C::kRegs], x_sums[C::kRegs];
+  s.ring[consumer].wait_full(at);
+  const uint8_t* tile = s.weights[consumer][at.stage];
+  const uint64_t x = sm90::swizzled_tile_descriptor(s.x[consumer][at.stage]);
+  WLIB_UNROLL
+  for (int group = 0; group < C::kGroups; ++group) {
+    multiply_group<C>(tile, x, group, one, a, products, x_sums);
+    const RowPair<C> rows(tile, group);  // while the tensor cores work
+    sm90::wgmma_wait<0>(products);
+    if constexpr (C::kZeros) sm90::wgmma_wait<0>(x_sums);
+    WLIB_UNROLL
+    for (int v = 0; v < C::kRegs; ++v) {
+      if constexpr (C::kZeros) products[v] -= rows.zero[v / 2 % 2] * x_sums[v];
+      sum[v] += rows.scale[v / 2 % 2] * products[v];
+    }
+  }
+  s.ring[consumer].release(at);
+}
+
+// One arrival per warp on every CTA's copy of the barrier, speaking for all its lanes.
+WLIB_DEVICE void arrive_everywhere(uint64_t& barrier, const DecodeParams& p) {
+  sm90::warp_sync();
+  if (sm90::lane_index() < 1 << p.split_log2) sm90::mbarrier_arrive_cluster(barrier, sm90::lane_index());
+}
+
+// Sends the warpgroup's partial sums to the CTAs that add them up.
+template <class C>
+WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int consumer,
+                         const float (&sum)[C::kRegs]) {
+  const int t = sm90::thread_in_warpgroup(), share = C::kTokens >> p.split_log2;
+  const int source = sm90::cluster_rank() * C::kConsumers + consumer;
+  WLIB_UNROLL
+  for (int v = 0; v < C::kRegs; ++v) {
+    const int token = sm90::accumulator_column(t, v);
+    if (item.first_token + token >= p.m) continue;
+    const int rank = (token << p.split_log2) / C::kTokens;
+    float* local = &s.partial[source * share + token % share][sm90::accumulator_row(t, v)];
+    *sm90::cluster_map(local, rank) = sum[v];
+  }
+}
+
+// Adds up this CTA's share of the tokens and stores it; a warp takes the 64 rows of a token.
+template <class C>
+WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item) {
+  const int share = C::kTokens >> p.split_log2, sources = C::kConsumers << p.split_log2;
+  const auto* channel_scale = reinterpret_cast<const float*>(row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes);
+  const int row = sm90::lane_index() * 2, n = item.row_block * int4::kTileRows + row;
+  for (int local = sm90::thread_index() / 32; local < share; local += C::kConsumers * 4) {
+    const int m = item.first_token + sm90::cluster_rank() * share + local;
+    if (m >= p.m || n >= p.n) break;
+    float2 sum = {0, 0};
+    for (int source = 0; source < sources; ++source) {
+      const float2 add = *reinterpret_cast<const float2*>(&s.partial[source * share + local][row]);
+      sum.x += add.x;
+      sum.y += add.y;
+    }
+    const float scale = p.x_scale[m] * kOddCodeScale;
+    const float y0 = sum.x * (scale * channel_scale[row]), y1 = sum.y * (scale * channel_scale[row + 1]);
+    store_pair(p, m, n, y0, y1);
+  }
+}
+
+template <class C>
+WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int consumer) {
+  sm90::RingCursor<C::kStages> at;
+  uint32_t parity = 0;  // of the items
+  for (int i = first_item(p); i < p.items; i += item_stride(p), parity ^= 1) {
+    const DecodeItem item(p, i, C::kTokens);
+    float sum[C::kRegs] = {};
+    for (int k = item.first_tile + consumer; k < item.end_tile; k += C::kConsumers, at.advance()) {
+      multiply_tile<C>(s, consumer, at, sum);
+    }
+    sm90::mbarrier_wait_cluster(s.consumed, parity ^ 1);
+    scatter<C>(s, p, item, consumer, sum);
+    arrive_everywhere(s.gathered, p);
+    sm90::mbarrier_wait_cluster(s.gathered, parity);
+    reduce_and_store<C>(s, p, item);
+    arrive_everywhere(s.consumed, p);
+  }
+}
+
+template <class C>
+WLIB_DEVICE void init_barriers(DecodeSmem<C>& s, const DecodeParams& p) {
+  constexpr int kWarps = 4;  // of a warpgroup
+  sm90::debug_name(&s.gathered, 8, "gathered");
+  sm90::debug_name(&s.consumed, 8, "consumed");
+  sm90::mbarrier_init(s.gathered, (C::kConsumers * kWarps) << p.split_log2);
+  sm90::mbarrier_init(s.consumed, (C::kConsumers * kWarps) << p.split_log2);
+  for (int g = 0; g < C::kConsumers; ++g) s.ring[g].init(/*readers=*/kWarps);
+}
+
+template <class C>
+WLIB_KERNEL(C::kThreads) decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
+  auto& s = sm90::dynamic_smem<DecodeSmem<C>>();
+  if (sm90::thread_index() == 0) init_barriers<C>(s, p);
+  sm90::cluster_sync();
+  const int group = sm90::warpgroup_index();
+  if (group == C::kConsumers) {
+    sm90::release_registers<C::kProducerRegs>();
+    if (sm90::warp_index() % 4 == 0) {
+      if (sm90::elect()) produce<C>(s, p);
+      sm90::warp_sync();
+    }
+  } else {
+    sm90::acquire_registers<C::kConsumerRegs>();
+    consume<C>(s, p, group);
+  }
+  sm90::cluster_sync();  // peers may still arrive on this CTA's barriers
+}
+
+}  // namespace wlib::int4fp8

@@ -1,0 +1,35 @@
+// Between the dispatch table (sm90_gemm.cu) and the kernels' translation units.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "wlib/params/int4fp8.h"
+
+namespace wlib::int4fp8 {
+
+// Null for a device that runs sm_90a code, else the reason for which there is no kernel.
+inline const char* refuse_device(int device) {
+  int major = 0, minor = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  if (major == 9 && minor == 0) return nullptr;
+  thread_local std::string text;
+  text = "no kernel for compute capability " + std::to_string(major) + "." + std::to_string(minor) + " (rows: 9.0)";
+  return text.c_str();
+}
+
+// Token tiles 8, 16, 32 and 64; any number of tokens, in blocks of kTokens.
+template <int kTokens>
+cudaError_t launch_decode(const GemmParams& p, cudaStream_t stream);
+template <>
+cudaError_t launch_decode<8>(const GemmParams& p, cudaStream_t stream);
+template <>
+cudaError_t launch_decode<16>(const GemmParams& p, cudaStream_t stream);
+template <>
+cudaError_t launch_decode<32>(const GemmParams& p, cudaStream_t stream);
+template <>
+cudaError_t launch_decode<64>(const GemmParams& p, cudaStream_t stream);
+
+}  // namespace wlib::int4fp8

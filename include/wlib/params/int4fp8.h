@@ -1,0 +1,39 @@
+// What the ops of family int4fp8 hand to their kernels, CPU and CUDA alike. Filled in one place, gemm.cpp and
+// quantize.cpp, after every argument has been checked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace wlib {
+
+enum class FloatType : int { kFloat32, kBFloat16, kFloat16 };
+
+namespace int4fp8 {
+
+// y[m, n] = x_scale[m] * channel_scale[n] * sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k] - zero[n, g]) + bias[n]
+struct GemmParams {
+  const uint8_t* x;       // [m, k] E4M3, unit stride along k
+  const uint8_t* weight;  // packed, see layout/int4_tile.h
+  const float* x_scale;   // [m]
+  const void* bias;       // [n] of bias_type, or null
+  void* y;                // [m, n] of out_type, contiguous
+  int64_t m, n, k;
+  int64_t x_stride;        // elements between rows of x
+  int groups_per_tile;     // 1, 2 or 4
+  bool zero_points;
+  FloatType bias_type, out_type;
+};
+
+// codes[r, k] = E4M3(x[r, k] / scale[r]), scale[r] = max_k |x[r, k]| / 448
+struct QuantizeParams {
+  const void* x;   // [rows, k] of x_type, unit stride along k
+  uint8_t* codes;  // [rows, k], contiguous
+  float* scale;    // [rows]
+  int64_t rows, k;
+  int64_t x_stride;  // elements between rows of x
+  FloatType x_type;
+};
+
+}  // namespace int4fp8
+}  // namespace wlib

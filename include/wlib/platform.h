@@ -1,0 +1,17 @@
+// One source, two targets: nvcc compiles it for the GPU, g++ for the CPU (specification, tests, simulator).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define WLIB_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define WLIB_HOST_DEVICE inline
+#endif
+
+#if defined(__CUDA_ARCH__)
+#define WLIB_UNROLL _Pragma("unroll")
+#else
+#define WLIB_UNROLL
+#endif

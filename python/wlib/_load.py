@@ -1,0 +1,53 @@
+"""Finds and loads the one compiled library, which registers ``torch.ops.wlib``."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+_NAME = "_C.so"
+
+
+def library_path() -> Path:
+    """Path of the compiled library: ``$WLIB_LIBRARY``, the installed one, or the source tree's build.
+
+    Raises:
+        ImportError: none of the places holds a library.
+    """
+    package = Path(__file__).resolve().parent
+    chosen = os.environ.get("WLIB_LIBRARY")
+    places = [Path(chosen)] if chosen else [package / _NAME, package.parents[1] / "build/dev" / _NAME]
+    for place in places:
+        if place.exists():
+            return place
+    looked = ", ".join(map(str, places))
+    raise ImportError(f"wlib's compiled library is missing (looked at {looked}); build it with `make build`")
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library.
+
+    Raises:
+        ImportError: another copy of wlib has already registered the ops in this process.
+    """
+    path = library_path()
+    if hasattr(torch.ops.wlib, "int4fp8_gemm"):
+        raise ImportError(f"another wlib library is loaded already, {path} cannot be loaded beside it: uninstall one")
+    torch.ops.load_library(path)
+    return ctypes.CDLL(str(path))
+
+
+def text(function: str) -> str:
+    """What one of the library's ``const char*`` functions returns."""
+    call = getattr(library(), function)
+    call.restype = ctypes.c_char_p
+    value: bytes = call()
+    return value.decode()
+
+
+library()
