@@ -1,0 +1,118 @@
+"""The command line: `python -m wlib bench int4fp8`."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from . import compare, int4fp8
+from .environment import environment
+from .rows import OURS, Row, append_rows, read_rows
+from .runner import Plan, Point, measure_plan
+from .suites import load_suite, suite_names
+from .summary import summary
+from .table import show, show_changes
+
+ARMS = {"int4fp8": int4fp8.ARMS}
+BUDGET_S, QUICK_BUDGET_S = 0.5, 0.05  # of measuring per point
+
+EXIT_SLOWER, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m wlib bench` to `parser`."""
+    parser.add_argument("op", choices=sorted(ARMS), help="the op to measure")
+    parser.add_argument(
+        "--shapes",
+        type=_comma_separated,
+        default=["llama3-8b"],
+        metavar="SUITE,...",
+        help=f"suites ({', '.join(suite_names())}) or .toml files; default llama3-8b",
+    )
+    parser.add_argument("--m", type=_sizes, metavar="M,...", help="sizes of M; default the suite's")
+    parser.add_argument("--cpu", action="store_true", help="measure on the CPU")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the measuring time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON lines")
+    parser.add_argument("--summary", type=Path, metavar="FILE", help="write the run as Markdown")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the run (.png, .svg)")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="FILE",
+        help=f"compare with an earlier run; exit code {EXIT_SLOWER} if an arm is slower",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the benchmark `args` ask for.
+
+    Returns:
+        0, or `EXIT_SLOWER` if an arm got slower than in the run compared with, `EXIT_USAGE` if
+        the arguments make no sense, `EXIT_FAILED` if a wlib arm raised.
+    """
+    try:
+        plans = _plans(args)
+        old = read_rows(args.compare) if args.compare else None
+    except (OSError, ValueError) as error:
+        print(f"wlib bench: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if args.json:
+        args.json.unlink(missing_ok=True)
+    rows: list[Row] = []
+    failed = False
+    for point in _measure(plans):
+        rows += point.rows
+        failed |= any(arm.startswith(OURS) for arm in point.failures)
+        if args.json:
+            append_rows(args.json, point.rows)
+    if args.summary:
+        args.summary.write_text(summary(rows))
+    if args.plot:
+        from wlib.bench.plot import plot  # matplotlib takes a second and is an extra
+
+        plot(rows, args.plot)
+    if old is not None and (code := _compare(old, rows)):
+        return code
+    return EXIT_FAILED if failed else 0
+
+
+def _plans(args: argparse.Namespace) -> list[Plan]:
+    if not args.cpu and not torch.cuda.is_available():
+        raise ValueError("there is no CUDA device: say --cpu to measure on the CPU")
+    device = torch.device("cpu" if args.cpu else "cuda")
+    budget_s = QUICK_BUDGET_S if args.quick else BUDGET_S
+    here = environment(device)
+    return [
+        Plan(args.op, ARMS[args.op], suite, args.m or suite.m, device, budget_s, here)
+        for suite in map(load_suite, args.shapes)
+    ]
+
+
+def _measure(plans: Sequence[Plan]) -> Iterator[Point]:
+    points = (point for plan in plans for point in measure_plan(plan))
+    total = sum(len(plan.suite.shapes) * len(plan.m) for plan in plans)
+    here = plans[0].environment
+    title = f"{plans[0].op} on {here.device}, torch {here.torch}, commit {here.commit}"
+    return show(points, total, title)
+
+
+def _compare(old: Sequence[Row], new: Sequence[Row]) -> int:
+    found = compare.changes(old, new)
+    if not found:
+        print("wlib bench: the runs share no arm, shape, M and device", file=sys.stderr)
+        return EXIT_USAGE
+    show_changes(found)
+    return EXIT_SLOWER if any(change.verdict == "slower" for change in found) else 0
+
+
+def _comma_separated(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in text.split(","))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError("expected sizes of at least 1")
+    return sizes

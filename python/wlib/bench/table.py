@@ -1,0 +1,87 @@
+"""Shows a run while it goes: a live table and a progress bar, or plain lines without a terminal."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+
+from .compare import Change
+from .rows import COPY, OURS, Row
+from .runner import Point
+
+COLUMNS = ("shape", "M", "arm", "us", "p10", "p90", "GB/s", "of copy", "TFLOP/s", "gain", "SQNR")
+
+
+def show(points: Iterable[Point], total: int, title: str) -> Iterator[Point]:
+    """Pass `points` on, showing each as it comes; `title` names the device."""
+    if sys.stdout.isatty() and find_spec("rich"):
+        return _show_live(points, total, title)
+    return _show_plain(points, total, title)
+
+
+def cells(row: Row, wlib_us: float | None) -> list[str]:
+    """Return `row` as the text of `COLUMNS`; `wlib_us` is the median of wlib at the same point."""
+    is_baseline = row.arm != COPY and not row.arm.startswith(OURS)
+    return [
+        row.shape,
+        str(row.m),
+        row.arm,
+        *(f"{time:.2f}" for time in (row.median_us, row.p10_us, row.p90_us)),
+        f"{row.gb_per_s:.1f}",
+        f"{row.copy_fraction:.3f}",
+        f"{row.tflops:.2f}" if row.flops else "",
+        f"{row.median_us / wlib_us:.2f}x" if is_baseline and wlib_us else "",
+        f"{row.sqnr_db:.1f} dB" if row.sqnr_db is not None else "",
+    ]
+
+
+def point_cells(point: Point) -> list[list[str]]:
+    """Return the table lines of one point, arms that failed last."""
+    wlib_us = next((row.median_us for row in point.rows if row.arm == OURS), None)
+    lines = [cells(row, wlib_us) for row in point.rows]
+    blank = [""] * (len(COLUMNS) - 4)
+    failed = [[point.shape.name, str(point.m), arm, "failed", *blank] for arm in point.failures]
+    return lines + failed
+
+
+def show_changes(changes: Iterable[Change]) -> None:
+    """Print one line per row that was compared."""
+    for change in changes:
+        row = change.new
+        print(
+            f"{change.verdict:>6}  {change.ratio:.3f}x the old time"
+            f"  {row.shape} M={row.m} {row.arm}"
+            f"  {change.old.median_us:.2f} -> {row.median_us:.2f} us"
+        )
+
+
+def _show_plain(points: Iterable[Point], total: int, title: str) -> Iterator[Point]:
+    widths = (24, 5, 20, *[9] * 6, 9, 9)
+    print(title)
+    print("  ".join(name.rjust(width) for name, width in zip(COLUMNS, widths, strict=True)))
+    for done, point in enumerate(points, start=1):
+        for line in point_cells(point):
+            print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+        for arm, message in point.failures.items():
+            print(f"{arm}: {message}")
+        print(f"[{done}/{total}]", flush=True)
+        yield point
+
+
+def _show_live(points: Iterable[Point], total: int, title: str) -> Iterator[Point]:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.table import Table
+
+    table = Table(*COLUMNS, title=title)
+    progress = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    task = progress.add_task("points", total=total)
+    with Live(Group(table, progress), refresh_per_second=4, vertical_overflow="visible") as live:
+        for point in points:
+            for line in point_cells(point):
+                table.add_row(*line)
+            table.add_section()
+            for arm, message in point.failures.items():
+                live.console.print(f"{arm}: {message}", markup=False)
+            progress.advance(task)
+            yield point
