@@ -78,8 +78,7 @@ struct DecodeSmem {
 struct DecodeItem {
   int row_block, first_token, first_tile, end_tile;
 
-  WLIB_DEVICE DecodeItem(const DecodeParams& p, int item, int tokens) {
-    const int rank = sm90::cluster_rank();
+  WLIB_DEVICE DecodeItem(const DecodeParams& p, int rank, int item, int tokens) {
     row_block = item / p.token_blocks;
     first_token = item % p.token_blocks * tokens;
     first_tile = int(int64_t(p.k_tiles) * rank >> p.split_log2);
@@ -94,10 +93,10 @@ WLIB_DEVICE const uint8_t* row_block(const DecodeParams& p, int index) {
 }
 
 template <class C>
-WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p) {
+WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   sm90::RingCursor<C::kStages> at[C::kConsumers];
   for (int i = first_item(p); i < p.items; i += item_stride(p)) {
-    const DecodeItem item(p, i, C::kTokens);
+    const DecodeItem item(p, rank, i, C::kTokens);
     const uint8_t* tiles = row_block<C>(p, item.row_block);
     for (int k = item.first_tile; k < item.end_tile; k += C::kConsumers) {
       WLIB_UNROLL
@@ -172,18 +171,32 @@ WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group, cons
   sm90::wgmma_commit();
 }
 
+// What a consumer warpgroup keeps in registers from tile to tile.
 template <class C>
-WLIB_DEVICE void multiply_tile(DecodeSmem<C>& s, int consumer, sm90::RingCursor<C::kStages> at, float (&sum)[C::kRegs]) {
-  constexpr uint32_t kOne = C::kZeros ? kOddPlusOne : kOddMinusOne;
-  const uint32_t one[4] = {kOne, kOne, kOne, kOne};
+struct Consumer {
+  sm90::Ring<C::kStages>& ring;
+  sm90::RingCursor<C::kStages> at;
+  const uint8_t* weights;  // of stage 0
+  uint64_t x;              // descriptor of stage 0
+  uint32_t one[4];         // an A fragment of +1 or -1
+
+  WLIB_DEVICE Consumer(DecodeSmem<C>& s, int index)
+      : ring(s.ring[index]), weights(s.weights[index][0]), x(sm90::swizzled_tile_descriptor(s.x[index][0])) {
+    WLIB_UNROLL
+    for (uint32_t& r : one) r = sm90::opaque(C::kZeros ? kOddPlusOne : kOddMinusOne);
+  }
+};
+
+template <class C>
+WLIB_DEVICE void multiply_tile(Consumer<C>& c, float (&sum)[C::kRegs]) {
   uint32_t a[4][4];
   float products[C::kRegs], x_sums[C::kRegs];
-  s.ring[consumer].wait_full(at);
-  const uint8_t* tile = s.weights[consumer][at.stage];
-  const uint64_t x = sm90::swizzled_tile_descriptor(s.x[consumer][at.stage]);
+  c.ring.wait_full(c.at);
+  const uint8_t* tile = c.weights + c.at.stage * C::kTileBytes;
+  const uint64_t x = c.x + uint32_t(c.at.stage) * (C::kActivationBytes >> 4);
   WLIB_UNROLL
   for (int group = 0; group < C::kGroups; ++group) {
-    multiply_group<C>(tile, x, group, one, a, products, x_sums);
+    multiply_group<C>(tile, x, group, c.one, a, products, x_sums);
     const RowPair<C> rows(tile, group);  // while the tensor cores work
     sm90::wgmma_wait<0>(products);
     if constexpr (C::kZeros) sm90::wgmma_wait<0>(x_sums);
@@ -193,7 +206,8 @@ WLIB_DEVICE void multiply_tile(DecodeSmem<C>& s, int consumer, sm90::RingCursor<
       sum[v] += rows.scale[v / 2 % 2] * products[v];
     }
   }
-  s.ring[consumer].release(at);
+  c.ring.release(c.at);
+  c.at.advance();
 }
 
 // One arrival per warp on every CTA's copy of the barrier, speaking for all its lanes.
@@ -204,28 +218,27 @@ WLIB_DEVICE void arrive_everywhere(uint64_t& barrier, const DecodeParams& p) {
 
 // Sends the warpgroup's partial sums to the CTAs that add them up.
 template <class C>
-WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int consumer,
+WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int source,
                          const float (&sum)[C::kRegs]) {
   const int t = sm90::thread_in_warpgroup(), share = C::kTokens >> p.split_log2;
-  const int source = sm90::cluster_rank() * C::kConsumers + consumer;
   WLIB_UNROLL
   for (int v = 0; v < C::kRegs; ++v) {
     const int token = sm90::accumulator_column(t, v);
     if (item.first_token + token >= p.m) continue;
-    const int rank = (token << p.split_log2) / C::kTokens;
+    const int owner = (token << p.split_log2) / C::kTokens;
     float* local = &s.partial[source * share + token % share][sm90::accumulator_row(t, v)];
-    *sm90::cluster_map(local, rank) = sum[v];
+    *sm90::cluster_map(local, owner) = sum[v];
   }
 }
 
 // Adds up this CTA's share of the tokens and stores it; a warp takes the 64 rows of a token.
 template <class C>
-WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item) {
+WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int rank) {
   const int share = C::kTokens >> p.split_log2, sources = C::kConsumers << p.split_log2;
   const auto* channel_scale = reinterpret_cast<const float*>(row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes);
   const int row = sm90::lane_index() * 2, n = item.row_block * int4::kTileRows + row;
   for (int local = sm90::thread_index() / 32; local < share; local += C::kConsumers * 4) {
-    const int m = item.first_token + sm90::cluster_rank() * share + local;
+    const int m = item.first_token + rank * share + local;
     if (m >= p.m || n >= p.n) break;
     float2 sum = {0, 0};
     for (int source = 0; source < sources; ++source) {
@@ -240,20 +253,18 @@ WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const
 }
 
 template <class C>
-WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int consumer) {
-  sm90::RingCursor<C::kStages> at;
+WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int index) {
+  Consumer<C> consumer(s, index);
   uint32_t parity = 0;  // of the items
   for (int i = first_item(p); i < p.items; i += item_stride(p), parity ^= 1) {
-    const DecodeItem item(p, i, C::kTokens);
+    const DecodeItem item(p, rank, i, C::kTokens);
     float sum[C::kRegs] = {};
-    for (int k = item.first_tile + consumer; k < item.end_tile; k += C::kConsumers, at.advance()) {
-      multiply_tile<C>(s, consumer, at, sum);
-    }
+    for (int k = item.first_tile + index; k < item.end_tile; k += C::kConsumers) multiply_tile(consumer, sum);
     sm90::mbarrier_wait_cluster(s.consumed, parity ^ 1);
-    scatter<C>(s, p, item, consumer, sum);
+    scatter<C>(s, p, item, rank * C::kConsumers + index, sum);
     arrive_everywhere(s.gathered, p);
     sm90::mbarrier_wait_cluster(s.gathered, parity);
-    reduce_and_store<C>(s, p, item);
+    reduce_and_store<C>(s, p, item, rank);
     arrive_everywhere(s.consumed, p);
   }
 }
@@ -273,16 +284,16 @@ WLIB_KERNEL(C::kThreads) decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
   auto& s = sm90::dynamic_smem<DecodeSmem<C>>();
   if (sm90::thread_index() == 0) init_barriers<C>(s, p);
   sm90::cluster_sync();
-  const int group = sm90::warpgroup_index();
+  const int group = sm90::warpgroup_index(), rank = sm90::warp_uniform(sm90::cluster_rank());
   if (group == C::kConsumers) {
     sm90::release_registers<C::kProducerRegs>();
     if (sm90::warp_index() % 4 == 0) {
-      if (sm90::elect()) produce<C>(s, p);
+      if (sm90::elect()) produce<C>(s, p, rank);
       sm90::warp_sync();
     }
   } else {
     sm90::acquire_registers<C::kConsumerRegs>();
-    consume<C>(s, p, group);
+    consume<C>(s, p, rank, group);
   }
   sm90::cluster_sync();  // peers may still arrive on this CTA's barriers
 }

@@ -6,6 +6,7 @@
 
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <utility>
 
 namespace wlib::sm90 {
@@ -27,6 +28,23 @@ inline cudaError_t allow_shared_memory(const void* kernel, int bytes) {
   return error;
 }
 
+struct ClusterLaunch {
+  cudaLaunchAttribute shape = {};
+  cudaLaunchConfig_t config = {};
+
+  ClusterLaunch(dim3 grid, int threads, int smem_bytes, int cluster, cudaStream_t stream) {
+    shape.id = cudaLaunchAttributeClusterDimension;
+    shape.val.clusterDim = {unsigned(cluster), 1, 1};
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = smem_bytes;
+    config.stream = stream;
+    config.attrs = &shape;
+    config.numAttrs = 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config points to shape
+};
+
 }  // namespace detail
 
 // kernel<<<grid, threads, smem_bytes, stream>>>(params), in clusters of `cluster` CTAs along x (1:
@@ -36,18 +54,31 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, int smem_byte
                    cudaStream_t stream, const Params& params) {
   const auto* entry = reinterpret_cast<const void*>(kernel);
   if (const cudaError_t error = detail::allow_shared_memory(entry, smem_bytes)) return error;
-  cudaLaunchAttribute shape = {};
-  shape.id = cudaLaunchAttributeClusterDimension;
-  shape.val.clusterDim = {unsigned(cluster), 1, 1};
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = smem_bytes;
-  config.stream = stream;
-  config.attrs = &shape;
-  config.numAttrs = cluster > 1;
+  const detail::ClusterLaunch shape(grid, threads, smem_bytes, cluster, stream);
   void* arguments[] = {const_cast<Params*>(&params)};
-  return cudaLaunchKernelExC(&config, entry, arguments);
+  return cudaLaunchKernelExC(&shape.config, entry, arguments);
+}
+
+// How many clusters of `cluster` CTAs the current device runs at a time; asked once per kernel and device.
+template <class Params>
+cudaError_t resident_clusters(void (*kernel)(Params), int threads, int smem_bytes, int cluster, int* count) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int> known;  // (kernel, cluster, device)
+  const auto* entry = reinterpret_cast<const void*>(kernel);
+  int device;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const cudaError_t error = detail::allow_shared_memory(entry, smem_bytes)) return error;
+  const std::lock_guard lock(mutex);
+  const auto [at, fresh] = known.try_emplace({entry, cluster, device}, 0);
+  if (fresh) {
+    detail::ClusterLaunch launch(dim3(cluster), threads, smem_bytes, cluster, nullptr);
+    if (const cudaError_t error = cudaOccupancyMaxActiveClusters(&at->second, entry, &launch.config)) {
+      known.erase(at);
+      return error;
+    }
+  }
+  *count = at->second;
+  return cudaSuccess;
 }
 
 }  // namespace wlib::sm90
