@@ -40,7 +40,7 @@ def check_shape(where: str, argument: str, tensor: Tensor, shape: Sequence[int])
 def check_device(where: str, argument: str, tensor: Tensor, device: torch.device) -> None:
     """Raise ValueError unless `tensor` lives on `device`."""
     if tensor.device != device:
-        refuse(where, f"{argument} on device {device}", tensor.device, argument)
+        refuse(where, f"{argument} on {device}", tensor.device, argument)
 
 
 def typed_error(error: ValueError) -> Exception:

@@ -31,13 +31,10 @@ _CHANNEL_BYTES = TILE_N * 4
 
 def check_group_size(where: str, k: int, group_size: int) -> None:
     """Raise ValueError unless rows of k weights can be cut into groups of group_size."""
-    regular = group_size in (32, 64) or (group_size > 0 and group_size % TILE_K == 0)
-    whole_row = group_size == k and k > 0 and k % 32 == 0
-    if not (regular or whole_row):
-        expected = f"group_size of 32, 64, a multiple of 128, or k={k} itself if 32 divides it"
-        refuse(where, expected, group_size, "group_size")
-    if k == 0 or k % group_size:
-        refuse(where, f"group_size that divides k={k}", group_size, "group_size")
+    size_exists = group_size in (32, 64, k) or (group_size > 0 and group_size % TILE_K == 0)
+    if not size_exists or k <= 0 or k % group_size or k % 32:
+        expected = "group_size of 32, 64, a multiple of 128 or k itself, dividing"
+        refuse(where, f"{expected} k={k} (a multiple of 32)", group_size, "group_size")
 
 
 def tile_groups(k: int, group_size: int) -> int:
