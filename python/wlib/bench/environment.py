@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__, build_id
+from .._load import text
 
 UNKNOWN = "unknown"
 
@@ -33,7 +33,7 @@ def environment(device: torch.device) -> Environment:
     return Environment(
         device=torch.cuda.get_device_name(device) if on_gpu else f"CPU ({_cpu_name()})",
         commit=commit(),
-        build_id=build_id(),
+        build_id=text("wlib_build_id"),
         torch=torch.__version__,
         cuda=torch.version.cuda,
         driver=_nvidia_smi(device, "driver_version") if on_gpu else None,
@@ -44,7 +44,7 @@ def environment(device: torch.device) -> Environment:
 
 def wlib_version() -> str:
     """Return the version and the build id of the library that is loaded."""
-    return f"{__version__}+{build_id()}"
+    return f"{text('wlib_version')}+{text('wlib_build_id')}"
 
 
 def commit() -> str:

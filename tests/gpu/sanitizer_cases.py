@@ -1,0 +1,43 @@
+"""Small problems for compute-sanitizer: one kernel launch per case and nothing of torch in between.
+
+Usage: python sanitizer_cases.py [cuda | cpu]
+"""
+
+import sys
+
+import torch
+from gpu_problems import exact_problem
+
+import wlib
+
+CASES = (  # m, n, k, group_size, zero_point
+    (1, 1, 32, 32, False),
+    (8, 65, 128, 128, False),
+    (9, 64, 384, 64, True),
+    (17, 129, 1024, 128, False),
+    (33, 64, 2048, 32, True),
+    (64, 200, 512, 128, False),
+    (70, 64, 256, 64, False),
+)
+
+
+def main(device: str) -> int:
+    """Run every case on `device`; return 1 if a result is wrong."""
+    wrong = 0
+    for m, n, k, group_size, zero_point in CASES:
+        problem = exact_problem(m, n, k, group_size, zero_point=zero_point)
+        packed = problem.weight.pack().to(device)
+        y = wlib.int4fp8_gemm(problem.x.to(device), packed, problem.x_scale.to(device))
+        x = torch.randn(m, k, generator=torch.Generator().manual_seed(k))
+        codes, _ = wlib.fp8_quantize(x.to(device))
+        expected_codes, _ = wlib.fp8_quantize(x)
+        right = torch.equal(y.cpu(), problem.expected()) and torch.equal(
+            codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8)
+        )
+        wrong += not right
+        print(f"M={m} N={n} K={k} G={group_size}: {'right' if right else 'WRONG'}", flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
