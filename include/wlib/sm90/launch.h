@@ -59,9 +59,11 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, int smem_byte
   return cudaLaunchKernelExC(&shape.config, entry, arguments);
 }
 
-// How many clusters of `cluster` CTAs the current device runs at a time; asked once per kernel and device.
+// How many clusters of `cluster` CTAs the current device runs at a time; asked once per kernel and
+// device.
 template <class Params>
-cudaError_t resident_clusters(void (*kernel)(Params), int threads, int smem_bytes, int cluster, int* count) {
+cudaError_t resident_clusters(void (*kernel)(Params), int threads, int smem_bytes, int cluster,
+                              int* count) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int, int>, int> known;  // (kernel, cluster, device)
   const auto* entry = reinterpret_cast<const void*>(kernel);
@@ -72,7 +74,8 @@ cudaError_t resident_clusters(void (*kernel)(Params), int threads, int smem_byte
   const auto [at, fresh] = known.try_emplace({entry, cluster, device}, 0);
   if (fresh) {
     detail::ClusterLaunch launch(dim3(cluster), threads, smem_bytes, cluster, nullptr);
-    if (const cudaError_t error = cudaOccupancyMaxActiveClusters(&at->second, entry, &launch.config)) {
+    if (const cudaError_t error =
+            cudaOccupancyMaxActiveClusters(&at->second, entry, &launch.config)) {
       known.erase(at);
       return error;
     }

@@ -1,0 +1,7 @@
+#include "probe/bind.h"
+
+PYBIND11_MODULE(wlib_probe, m) {
+  m.doc() = "Test-only: the simulator and kernels that run in it.";
+  wlib::probe::bind_simulator(m);
+  wlib::probe::bind_int4fp8(m);
+}

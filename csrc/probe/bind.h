@@ -1,0 +1,19 @@
+// wlib_probe hands parts of wlib to the tests as functions on NumPy arrays; every family binds its
+// own.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+namespace wlib::probe {
+
+namespace py = pybind11;
+
+// Arrays are taken as they are: a wrong dtype or layout is an error, never a silent copy.
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+void bind_simulator(py::module_& m);
+void bind_int4fp8(py::module_& m);
+
+}  // namespace wlib::probe

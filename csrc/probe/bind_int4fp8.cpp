@@ -1,0 +1,68 @@
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "probe/bind.h"
+#include "probe/sim_int4fp8.h"
+
+namespace wlib::probe {
+namespace {
+
+FloatType float_type(const py::array& a) {
+  const py::dtype dtype = a.dtype();
+  if (dtype.kind() == 'f' && dtype.itemsize() == 4) return FloatType::kFloat32;
+  if (dtype.kind() == 'f' && dtype.itemsize() == 2) return FloatType::kFloat16;
+  if (dtype.kind() == 'u' && dtype.itemsize() == 2) return FloatType::kBFloat16;
+  throw std::invalid_argument("expected float32, float16, or uint16 with the bits of bfloat16");
+}
+
+// x [m, k] E4M3 bits, weight packed, x_scale [m], bias [n] or None, y [m, n]; rows of x may be
+// strided.
+sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
+                   const Array<float>& x_scale, const std::optional<py::array>& bias, py::array y,
+                   int groups_per_tile, bool zero_points, int tokens, int consumers, int stages,
+                   int split, int clusters, const sim::Options& options) {
+  int4fp8::GemmParams p{};
+  p.x = x.data();
+  p.weight = weight.data();
+  p.x_scale = x_scale.data();
+  p.bias = bias ? bias->data() : nullptr;
+  p.y = y.mutable_data();
+  p.m = x.shape(0);
+  p.n = y.shape(1);
+  p.k = x.shape(1);
+  p.x_stride = x.strides(0);
+  p.groups_per_tile = groups_per_tile;
+  p.zero_points = zero_points;
+  p.bias_type = bias ? float_type(*bias) : FloatType::kFloat32;
+  p.out_type = float_type(y);
+  return int4fp8::simulate_decode(p, {tokens, consumers, stages, split, clusters}, options);
+}
+
+// x [rows, k] -> codes [rows, k] E4M3 bits, scale [rows]
+sim::Report quantize(const py::array& x, Array<uint8_t>& codes, Array<float>& scale,
+                     const sim::Options& options) {
+  int4fp8::QuantizeParams p{};
+  p.x = x.data();
+  p.codes = codes.mutable_data();
+  p.scale = scale.mutable_data();
+  p.rows = x.shape(0);
+  p.k = x.shape(1);
+  p.x_stride = x.strides(0) / x.itemsize();
+  p.x_type = float_type(x);
+  return int4fp8::simulate_quantize(p, options);
+}
+
+}  // namespace
+
+void bind_int4fp8(py::module_& m) {
+  m.def("int4fp8_decode_instances", &int4fp8::decode_instances);
+  m.def("int4fp8_decode", &decode, py::arg("x").noconvert(), py::arg("weight").noconvert(),
+        py::arg("x_scale").noconvert(), py::arg("bias"), py::arg("y"), py::kw_only(),
+        py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("consumers"),
+        py::arg("stages"), py::arg("split"), py::arg("clusters"), py::arg("options"));
+  m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
+        py::arg("scale").noconvert(), py::kw_only(), py::arg("options"));
+}
+
+}  // namespace wlib::probe

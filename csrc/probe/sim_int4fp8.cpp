@@ -1,0 +1,125 @@
+// Instrumented: the loads and stores of the kernels included here call the checker
+// (tests/sim/hooks.cpp).
+#include "probe/sim_int4fp8.h"
+
+#include <bit>
+#include <stdexcept>
+
+#include "int4fp8/sm90_decode.h"
+#include "int4fp8/sm90_quantize.h"
+#include "wlib/sm90/tensor_map.h"
+
+namespace wlib::int4fp8 {
+namespace {
+
+constexpr size_t bytes_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
+
+sim::Buffer input(const void* data, int64_t bytes, const char* name) {
+  return {const_cast<void*>(data), size_t(bytes), name, false};
+}
+
+template <class C>
+sim::Report run(const GemmParams& g, const DecodeLaunch& launch, const sim::Options& options) {
+  DecodeParams p{};
+  p.weight = g.weight;
+  p.x_scale = g.x_scale;
+  p.bias = g.bias;
+  p.y = g.y;
+  p.m = int(g.m);
+  p.n = int(g.n);
+  p.k_tiles = int(int4::ceil_div(g.k, int4::kTileColumns));
+  p.token_blocks = int(int4::ceil_div(g.m, C::kTokens));
+  const int row_blocks = int(int4::ceil_div(g.n, int4::kTileRows));
+  p.items = row_blocks * p.token_blocks;
+  p.split_log2 = std::countr_zero(unsigned(launch.split));
+  p.bias_type = g.bias_type;
+  p.out_type = g.out_type;
+  sm90::make_tensor_map(&p.x, {g.x, uint64_t(g.m), uint64_t(g.k), uint64_t(g.x_stride), C::kTokens,
+                               int4::kTileColumns, 1});
+  const int64_t block_bytes = int4::Layout{C::kGroups, C::kZeros}.block_bytes(p.k_tiles);
+  const std::vector<sim::Buffer> buffers = {
+      input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
+      input(g.weight, row_blocks * block_bytes, "weight"),
+      input(g.x_scale, g.m * 4, "x_scale"),
+      input(g.bias, g.bias ? g.n * bytes_of(g.bias_type) : 0, "bias"),
+      {g.y, g.m * g.n * bytes_of(g.out_type), "y", true}};
+  const sim::LaunchConfig config{
+      {launch.clusters * launch.split, 1, 1}, C::kThreads, sizeof(DecodeSmem<C>), launch.split};
+  return sim::launch(config, options, buffers, decode_kernel<C>, p);
+}
+
+struct Instance {
+  int tokens, consumers, stages, groups;
+  bool zeros;
+  sim::Report (*run)(const GemmParams&, const DecodeLaunch&, const sim::Options&);
+};
+template <class C>
+constexpr Instance instance = {C::kTokens, C::kConsumers, C::kStages,
+                               C::kGroups, C::kZeros,     run<C>};
+
+constexpr Instance kInstances[] = {
+#ifndef WLIB_SIM_ONLY_SMALL  // which is all that mutants need
+    instance<DecodeConfig<8, 1, false>>,
+    instance<DecodeConfig<8, 1, true>>,
+    instance<DecodeConfig<8, 2, false>>,
+    instance<DecodeConfig<8, 2, true>>,
+    instance<DecodeConfig<8, 4, false>>,
+    instance<DecodeConfig<8, 4, true>>,
+    instance<DecodeConfig<16, 1, false>>,
+    instance<DecodeConfig<16, 1, true>>,
+    instance<DecodeConfig<16, 2, false>>,
+    instance<DecodeConfig<16, 2, true>>,
+    instance<DecodeConfig<16, 4, false>>,
+    instance<DecodeConfig<16, 4, true>>,
+    instance<DecodeConfig<32, 1, false>>,
+    instance<DecodeConfig<32, 1, true>>,
+    instance<DecodeConfig<32, 2, false>>,
+    instance<DecodeConfig<32, 2, true>>,
+    instance<DecodeConfig<32, 4, false>>,
+    instance<DecodeConfig<32, 4, true>>,
+    instance<DecodeConfig<64, 1, false>>,
+    instance<DecodeConfig<64, 1, true>>,
+    instance<DecodeConfig<64, 2, false>>,
+    instance<DecodeConfig<64, 2, true>>,
+    instance<DecodeConfig<64, 4, false>>,
+    instance<DecodeConfig<64, 4, true>>,
+#endif
+    // Rings shorter than most problems.
+    instance<DecodeConfig<8, 1, false, 2, 2>>,
+    instance<DecodeConfig<8, 2, true, 2, 2>>,
+    instance<DecodeConfig<16, 4, false, 3, 3>>,
+};
+
+}  // namespace
+
+sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,
+                            const sim::Options& options) {
+  for (const Instance& i : kInstances) {
+    if (i.tokens == launch.tokens && i.consumers == launch.consumers && i.stages == launch.stages &&
+        i.groups == gemm.groups_per_tile && i.zeros == gemm.zero_points) {
+      return i.run(gemm, launch, options);
+    }
+  }
+  throw std::invalid_argument("no such instance of the decode kernel");
+}
+
+std::vector<std::vector<int>> decode_instances() {
+  std::vector<std::vector<int>> rows;
+  for (const Instance& i : kInstances)
+    rows.push_back({i.tokens, i.consumers, i.stages, i.groups, i.zeros});
+  return rows;
+}
+
+sim::Report simulate_quantize(const QuantizeParams& p, const sim::Options& options) {
+  const int64_t x_elements = (p.rows - 1) * p.x_stride + p.k;
+  const std::vector<sim::Buffer> buffers = {input(p.x, x_elements * bytes_of(p.x_type), "x"),
+                                            {p.codes, size_t(p.rows * p.k), "codes", true},
+                                            {p.scale, size_t(p.rows) * 4, "scale", true}};
+  const sim::LaunchConfig config{{int(p.rows), 1, 1}, kQuantizeThreads, sizeof(QuantizeSmem)};
+  const auto kernel = p.x_type == FloatType::kFloat32    ? quantize_kernel<float>
+                      : p.x_type == FloatType::kBFloat16 ? quantize_kernel<__nv_bfloat16>
+                                                         : quantize_kernel<__half>;
+  return sim::launch(config, options, buffers, kernel, p);
+}
+
+}  // namespace wlib::int4fp8

@@ -1,0 +1,26 @@
+// The int4fp8 kernels in the simulator: what the instrumented translation unit offers to the
+// bindings.
+#pragma once
+
+#include "sim/api.h"
+#include "wlib/params/int4fp8.h"
+
+namespace wlib::int4fp8 {
+
+// Which instance of the decode kernel, and how it is launched.
+struct DecodeLaunch {
+  int tokens, consumers, stages;
+  int split;     // CTAs per cluster
+  int clusters;  // resident at a time; they share the items
+};
+
+// Both throw std::invalid_argument for what is not compiled in.
+sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,
+                            const sim::Options& options);
+sim::Report simulate_quantize(const QuantizeParams& params, const sim::Options& options);
+
+// Rows {tokens, consumers, stages, groups per tile, zero points} of what simulate_decode accepts;
+// the library's own come first.
+std::vector<std::vector<int>> decode_instances();
+
+}  // namespace wlib::int4fp8

@@ -1,0 +1,147 @@
+"""Problems for the int4fp8 kernels in the simulator, their float64 reference, one way to run them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+
+def _e4m3_values() -> npt.NDArray[np.float64]:
+    bits = np.arange(256)
+    exponent, fraction = bits >> 3 & 15, bits & 7
+    normal, subnormal = (8.0 + fraction) * 2.0 ** (exponent - 10), fraction * 2.0**-9
+    values = np.where(exponent > 0, normal, subnormal) * np.where(bits & 128, -1, 1)
+    return np.where(bits & 127 == 127, np.nan, values)
+
+
+E4M3 = _e4m3_values()  # [256] value of every code
+_FINITE = np.array([code for code in range(256) if code & 127 != 127], np.uint8)
+_ORDERED = _FINITE[np.argsort(E4M3[_FINITE], kind="stable")]
+
+
+def to_e4m3(values: Array) -> npt.NDArray[np.uint8]:
+    """Codes of the nearest finite E4M3 values; the choice between two equally near is arbitrary."""
+    grid = E4M3[_ORDERED]
+    return _ORDERED[np.searchsorted((grid[1:] + grid[:-1]) / 2, values)]
+
+
+def to_bf16(values: Array) -> npt.NDArray[np.uint16]:
+    """Bits of the values rounded to nearest even in BF16; NaN becomes 0x7fff."""
+    f = np.asarray(values, np.float32)
+    u = f.view(np.uint32)
+    return np.where(np.isnan(f), 0x7FFF, (u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits: Array) -> npt.NDArray[np.float64]:
+    return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+class Shape(NamedTuple):
+    m: int
+    n: int
+    k: int
+    group_size: int
+    zero_points: bool = False
+
+    @property
+    def groups_per_tile(self) -> int:
+        whole = self.group_size % 128 == 0 or self.group_size == self.k
+        return 1 if whole else 128 // self.group_size
+
+
+@dataclasses.dataclass
+class Problem:
+    """y[m, n] = x_scale[m] channel_scale[n] sum_k x[m, k] (q[n, k] - zero[n, g]) scale[n, g] + bias[n]"""
+
+    shape: Shape
+    x: npt.NDArray[np.uint8]  # [m, k] E4M3 bits
+    q: npt.NDArray[np.int8]  # [n, k], -8..7
+    scale: npt.NDArray[np.float64]  # [n, groups], BF16 values
+    zero: npt.NDArray[np.float32]  # [n, groups]
+    channel_scale: npt.NDArray[np.float32]  # [n]
+    x_scale: npt.NDArray[np.float32]  # [m]
+    bias: npt.NDArray[np.float32] | None  # [n]
+
+    def _per_column(self, per_group: Array) -> Array:
+        return np.repeat(per_group, self.shape.group_size, axis=1)
+
+    def _finish(self, sums: Array) -> npt.NDArray[np.float64]:
+        outer = self.x_scale[:, None].astype(np.float64) * self.channel_scale
+        return sums * outer
+
+    def reference(self) -> npt.NDArray[np.float64]:
+        weights = (self.q - self._per_column(self.zero)) * self._per_column(self.scale)
+        y = self._finish(E4M3[self.x] @ weights.astype(np.float64).T)
+        return y if self.bias is None else y + self.bias
+
+    def magnitude(self) -> npt.NDArray[np.float64]:
+        """Sum of the magnitudes of all that the kernel adds up, for error bounds."""
+        odd = np.abs(2.0 * self.q + 1) + np.abs(1.0 + 2 * self._per_column(self.zero))
+        weights = odd / 2 * np.abs(self._per_column(self.scale))
+        return self._finish(np.abs(E4M3[self.x]) @ weights.T)
+
+    def packed(self) -> npt.NDArray[np.uint8]:
+        import torch
+
+        from wlib import layout
+
+        nibbles = (self.q & 15).astype(np.uint8)
+        data = layout.pack(
+            torch.from_numpy(nibbles[:, 0::2] | nibbles[:, 1::2] << 4),
+            torch.from_numpy(self.scale.astype(np.float32)).bfloat16(),
+            torch.from_numpy(self.zero) if self.shape.zero_points else None,
+            torch.from_numpy(self.channel_scale),
+        )
+        return np.ascontiguousarray(data.numpy())
+
+
+def _powers(rng: np.random.Generator, low: int, high: int, size: tuple[int, ...]) -> Array:
+    return 2.0 ** rng.integers(low, high + 1, size)
+
+
+def exact_problem(rng: np.random.Generator, shape: Shape) -> Problem:
+    """Small integers and powers of two: every partial sum is exact, so y is known bit for bit.
+
+    Truncated FP8 accumulation keeps 13 bits below the largest addend, hence mostly zeros in x.
+    """
+    m, n, k, group_size, zero_points = shape
+    groups = k // group_size
+    values = np.concatenate([np.zeros(8), np.arange(-2, 3)])
+    return Problem(
+        shape,
+        x=to_e4m3(rng.choice(values, (m, k))),
+        q=rng.integers(-8, 8, (n, k)).astype(np.int8),
+        scale=_powers(rng, -2, 2, (n, groups)),
+        zero=(rng.integers(-8, 8, (n, groups)) * zero_points).astype(np.float32),
+        channel_scale=_powers(rng, -1, 1, (n,)).astype(np.float32),
+        x_scale=_powers(rng, -2, 2, (m,)).astype(np.float32),
+        bias=rng.integers(-64, 65, n).astype(np.float32) if rng.integers(2) else None,
+    )
+
+
+def random_problem(rng: np.random.Generator, shape: Shape) -> Problem:
+    """Normal activations quantised per token, normal weights quantised absmax/8 per group."""
+    m, n, k, group_size, zero_points = shape
+    groups = k // group_size
+    x = rng.standard_normal((m, k))
+    x_scale = (np.abs(x).max(axis=1) / 448).astype(np.float32)
+    w = rng.standard_normal((n, groups, group_size)) * 0.02
+    scale = from_bf16(to_bf16(np.abs(w).max(axis=2) / 8))
+    zero = (rng.standard_normal((n, groups)) * zero_points).astype(np.float32)
+    return Problem(
+        shape,
+        x=to_e4m3(x / x_scale[:, None]),
+        q=np.clip(np.rint(w / scale[:, :, None] + zero[:, :, None]), -8, 7)
+        .astype(np.int8)
+        .reshape(n, k),
+        scale=scale,
+        zero=zero,
+        channel_scale=(rng.random(n) + 0.5).astype(np.float32),
+        x_scale=x_scale,
+        bias=None,
+    )
