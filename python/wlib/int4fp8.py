@@ -264,9 +264,9 @@ def int4fp8_gemm(
     packed = {"n": p.n, "group_size": p.group_size, "layout_version": p.layout_version}
     try:
         if out is None:
-            y: Tensor = op(xq, p.data, xs, bias=bias, out_dtype=out_dtype, **packed)
+            out = op(xq, p.data, xs, bias=bias, out_dtype=out_dtype, **packed)
         else:
-            y = op.out(xq, p.data, xs, bias=bias, out=out, **packed)
+            op.out(xq, p.data, xs, bias=bias, out=out, **packed)
     except ValueError as error:
         raise typed_error(error) from None
-    return y
+    return out

@@ -1,0 +1,178 @@
+"""The ops as torch sees them: schemas, fakes, opcheck, compile, export, autocast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import wlib
+
+FP8 = torch.float8_e4m3fn
+OPS = torch.ops.wlib
+
+SCHEMAS = {
+    "fp8_quantize.default": "wlib::fp8_quantize(Tensor x) -> (Tensor, Tensor)",
+    "int4fp8_gemm.default": "wlib::int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, "
+    "int n, int group_size, Tensor? bias=None, ScalarType? out_dtype=None, "
+    "int layout_version=1) -> Tensor",
+    "int4fp8_gemm.out": "wlib::int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, "
+    "int n, int group_size, Tensor? bias=None, int layout_version=1, Tensor(a!) out) -> ()",
+}
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    packet, overload_name = name.split(".")
+    return getattr(getattr(OPS, packet), overload_name)
+
+
+def packed(n: int, k: int, group_size: int, zero_point: bool = False) -> wlib.PackedInt4Weight:
+    """A random packed weight [n, k]."""
+    groups = k // group_size
+    return wlib.Int4Weight(
+        codes=torch.randint(0, 256, (n, k // 2), dtype=torch.uint8),
+        group_scale=(torch.randn(n, groups) / 50).bfloat16(),
+        zero_point=torch.randn(n, groups) if zero_point else None,
+    ).pack()
+
+
+def gemm_arguments(
+    lead: tuple[int, ...], k: int, p: wlib.PackedInt4Weight, **options: Any
+) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+    xq, xs = OPS.fp8_quantize(torch.randn(*lead, k))
+    return (xq, p.data, xs), {"n": p.n, "group_size": p.group_size} | options
+
+
+def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Calls that cover every argument, empty batches and rows that lie apart."""
+    torch.manual_seed(0)
+    quantize = [
+        torch.randn(3, 64),
+        torch.randn(2, 3, 64, dtype=torch.bfloat16),
+        torch.randn(64, dtype=torch.float16),
+        torch.randn(0, 64),
+        torch.randn(5, 200)[:, 16:80],
+    ]
+    gemm = [
+        gemm_arguments((3,), 256, packed(40, 256, 128)),
+        gemm_arguments((2, 9), 96, packed(70, 96, 32, True), bias=torch.randn(70)),
+        gemm_arguments((), 128, packed(1, 128, 64), out_dtype=torch.float32),
+        gemm_arguments((0,), 128, packed(9, 128, 128), layout_version=1),
+        gemm_arguments((40,), 160, packed(9, 160, 160), bias=torch.randn(9).half(),
+                       out_dtype=torch.float16),
+    ]  # fmt: skip
+    (xq, data, xs), options = gemm[0]
+    gemm.append(((torch.cat((xq, xq), dim=1)[:, :256], data, xs), options))
+    out = [
+        (arguments, {**options, "out": torch.empty(*arguments[0].shape[:-1], options["n"])})
+        for arguments, options in gemm[:4]
+    ]
+    for _, options in out:
+        options.pop("out_dtype", None)
+    return (
+        [("fp8_quantize.default", (x,), {}) for x in quantize]
+        + [("int4fp8_gemm.default", *call) for call in gemm]
+        + [("int4fp8_gemm.out", *call) for call in out]
+    )
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schema(name: str) -> None:
+    assert str(overload(name)._schema) == SCHEMAS[name]
+
+
+def test_every_op_is_listed() -> None:
+    listed = {name.split(".")[0] for name in SCHEMAS}
+    registered = {
+        schema.name.removeprefix("wlib::")
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("wlib::")
+    }
+    assert registered == listed
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), samples())
+def test_opcheck(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+    # torch's check for undeclared writes cannot compare float8 tensors; the next test does it.
+    tests = ("test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+    results = torch.library.opcheck(overload(name), arguments, options, test_utils=tests)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), samples())
+def test_an_op_writes_and_returns_what_its_schema_says(
+    name: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    values = [*arguments, *(v for k, v in options.items() if k != "out")]
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    before = [(t.flatten().view(torch.uint8).clone(), t._version) for t in tensors]
+    result = overload(name)(*arguments, **options)
+    for tensor, (bytes_, version) in zip(tensors, before, strict=True):
+        assert torch.equal(tensor.flatten().view(torch.uint8), bytes_)
+        assert tensor._version == version
+    storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+    for output in result if isinstance(result, tuple) else (result,):
+        assert output is None or output.untyped_storage().data_ptr() not in storages
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), samples())
+def test_fake_gives_the_metadata_of_the_real_call(
+    name: str, arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    def metadata(result: Any) -> list[tuple[Any, ...]]:
+        tensors = result if isinstance(result, tuple) else (result,)
+        return [] if result is None else [(t.shape, t.dtype, t.stride(), t.device) for t in tensors]
+
+    real = overload(name)(*arguments, **options)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fakes, fake_options = torch.utils._pytree.tree_map_only(
+            Tensor, mode.from_tensor, (arguments, options)
+        )
+        fake = overload(name)(*fakes, **fake_options)
+    assert metadata(fake) == metadata(real)
+
+
+def quantize_and_multiply(p: wlib.PackedInt4Weight) -> Callable[[Tensor], Tensor]:
+    """The functional API end to end, with an `out` that is a temporary."""
+
+    def run(x: Tensor) -> Tensor:
+        xq, xs = wlib.fp8_quantize(x)
+        y = torch.empty(*x.shape[:-1], p.n)
+        wlib.int4fp8_gemm(xq, p, xs, out=y)
+        return y + wlib.int4fp8_gemm(xq, p, xs, out_dtype=torch.float32)
+
+    return run
+
+
+def test_compile_of_the_functions() -> None:
+    run = quantize_and_multiply(packed(24, 128, 128))
+    compiled = torch.compile(run, fullgraph=True, dynamic=True)
+    compiled(torch.randn(3, 128))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for m in (5, 50):
+            x = torch.randn(m, 128)
+            assert torch.equal(compiled(x), run(x))
+
+
+def test_export_of_the_functions() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return run(x)
+
+    run = quantize_and_multiply(packed(24, 128, 128))
+    shapes = ({0: torch.export.Dim("m")},)
+    exported = torch.export.export(Module(), (torch.randn(3, 128),), dynamic_shapes=shapes)
+    x = torch.randn(20, 128)
+    assert torch.equal(exported.module()(x), run(x))
+
+
+@pytest.mark.parametrize("m", [3, 64])
+def test_autocast_changes_nothing(m: int) -> None:
+    run = quantize_and_multiply(packed(24, 128, 128))
+    x = torch.randn(m, 128)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = run(x)
+    assert torch.equal(inside, run(x))
