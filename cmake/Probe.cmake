@@ -5,6 +5,7 @@
 if(NOT WLIB_HAS_CUDA)
   message(FATAL_ERROR "WLIB_PROBE needs the CUDA headers (cuda_bf16.h): put an nvcc on PATH or `pip install .[build-cuda]`")
 endif()
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
 execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir OUTPUT_VARIABLE pybind11_DIR
                 OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
 find_package(pybind11 CONFIG REQUIRED)

@@ -1,4 +1,5 @@
-// The CPU kernels: the executable specification of the family, on the same numerics and layout headers as the GPU kernels.
+// The CPU kernels: the executable specification of the family, on the same numerics and layout
+// headers as the GPU kernels.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -7,7 +8,11 @@
 
 namespace wlib::int4fp8 {
 
-void gemm_cpu(const GemmParams& p, const torch::stable::Tensor& x);  // x only says where scratch tensors come from
+void gemm_cpu(const GemmParams& p,
+              const torch::stable::Tensor& x);  // x only says where scratch tensors come from
 void quantize_cpu(const QuantizeParams& p);
+
+// The routes gemm_cpu chooses from, one line each; for wlib.info().
+const char* gemm_cpu_rows();
 
 }  // namespace wlib::int4fp8

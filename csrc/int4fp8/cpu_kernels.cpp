@@ -13,7 +13,8 @@ namespace {
 using Float4 = float __attribute__((vector_size(16)));
 using Float8 = float __attribute__((vector_size(32)));
 
-constexpr int kRun = 64;   // the codes of a row in half a tile are one run of bytes, shared with row + 8
+constexpr int kRun =
+    64;  // the codes of a row in half a tile are one run of bytes, shared with row + 8
 constexpr int kLanes = 8;  // columns 4c..4c+3 and 16+4c..16+4c+3 of a step lie side by side
 
 // Column in the half tile -> place in the run.
@@ -25,8 +26,8 @@ constexpr auto kE4M3Table = [] {
   return table;
 }();
 
-// The 64 codes of rows r and r + 8 in one run; sign and magnitude give q = s ? -mag - 1 : mag = mag ^ -s.
-// Plain loops over fixed counts: the compiler turns each into a few vector instructions.
+// The 64 codes of rows r and r + 8 in one run; sign and magnitude give q = s ? -mag - 1 : mag = mag
+// ^ -s. Plain loops over fixed counts: the compiler turns each into a few vector instructions.
 struct Codes {
   alignas(64) float a[kRun], b[kRun];
 };
@@ -46,7 +47,9 @@ Float8 load_floats(const float* x) {
   std::memcpy(&value, x, sizeof value);
   return value;
 }
-float horizontal_sum(Float8 v) { return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7])); }
+float horizontal_sum(Float8 v) {
+  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
 
 // Scale and zero point of a row for each of a tile's four steps.
 struct RowScales {
@@ -72,7 +75,8 @@ const uint8_t* run_of(const uint8_t* tile, int half, int row) {  // row is the f
   return tile + half * 2048 + (row / 16 * 32 + row % 8 * 4) * 16;
 }
 
-void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values, float* step_sums) {
+void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
+                        float* step_sums) {
   std::memset(values, 0, k_tiles * int4::kTileColumns * sizeof(float));
   std::memset(step_sums, 0, k_tiles * 4 * sizeof(float));
   for (int64_t i = 0; i < k; ++i) {
@@ -88,7 +92,8 @@ struct PairSum {
   float zero_a = 0, zero_b = 0;
 };
 
-void multiply_run(const Codes& codes, const float* x, const RowScales (&scales)[2], int half, PairSum& sum) {
+void multiply_run(const Codes& codes, const float* x, const RowScales (&scales)[2], int half,
+                  PairSum& sum) {
   for (int step = 0; step < 2; ++step) {
     Float8 a{}, b{};
     for (int c = 0; c < 4; ++c) {
@@ -102,15 +107,17 @@ void multiply_run(const Codes& codes, const float* x, const RowScales (&scales)[
   }
 }
 
-void multiply_pair(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int row, const float* values,
-                   const float* step_sums, int64_t m, PairSum* sums) {
+void multiply_pair(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int row,
+                   const float* values, const float* step_sums, int64_t m, PairSum* sums) {
   Codes codes;
   for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
-    const RowScales scales[2] = {load_scales(block, layout, row), load_scales(block, layout, row + 8)};
+    const RowScales scales[2] = {load_scales(block, layout, row),
+                                 load_scales(block, layout, row + 8)};
     for (int half = 0; half < 2; ++half) {
       decode_run(run_of(block, half, row), codes);
       for (int64_t token = 0; token < m; ++token) {
-        multiply_run(codes, values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun, scales, half, sums[token]);
+        multiply_run(codes, values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun,
+                     scales, half, sums[token]);
       }
     }
     if (!layout.zero_points) continue;
@@ -151,7 +158,8 @@ void dequantize_run(const float* codes, const RowScales& s, int half, int64_t co
   }
 }
 
-void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows, int64_t k, float* out) {
+void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
+                      int64_t k, float* out) {
   Codes codes;
   for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
     for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
@@ -197,6 +205,8 @@ float quantize_row(const float* x, int64_t k, uint8_t* codes) {
 }  // namespace
 
 extern const CpuKernels kKernels;
-const CpuKernels kKernels = {WLIB_TEXT(WLIB_ISA), gather_activations, multiply_block, dequantize_block, expand, quantize_row};
+const CpuKernels kKernels = {
+    WLIB_TEXT(WLIB_ISA), gather_activations, multiply_block, dequantize_block, expand,
+    quantize_row};
 
 }  // namespace wlib::int4fp8::WLIB_ISA

@@ -1,4 +1,5 @@
-// The inner loops of the CPU kernels, compiled once per instruction set (cmake/Cpu.cmake). One row block is 64 rows of the weight.
+// The inner loops of the CPU kernels, compiled once per instruction set (cmake/Cpu.cmake). One row
+// block is 64 rows of the weight.
 #pragma once
 
 #include "wlib/layout/int4_tile.h"
@@ -9,13 +10,16 @@ constexpr int kStep = 32;  // columns that always share a scale: one k step of t
 
 struct CpuKernels {
   const char* isa;
-  // x[k] E4M3 -> values[k_tiles * 128] in the order in which a tile stores its codes, and the sum of each step's 32 columns.
-  void (*gather_activations)(const uint8_t* x, int64_t k, int64_t k_tiles, float* values, float* step_sums);
+  // x[k] E4M3 -> values[k_tiles * 128] in the order in which a tile stores its codes, and the sum
+  // of each step's 32 columns.
+  void (*gather_activations)(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
+                             float* step_sums);
   // out[64, m] = scale * sum(x * (code - zero)), from gathered activations [m, k_tiles * 128].
-  void (*multiply_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
-                         const float* step_sums, int64_t m, float* out);
+  void (*multiply_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
+                         const float* values, const float* step_sums, int64_t m, float* out);
   // out[rows, k] = scale * (code - zero)
-  void (*dequantize_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows, int64_t k, float* out);
+  void (*dequantize_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
+                           int64_t k, float* out);
   void (*expand)(const uint8_t* codes, int64_t count, float* values);  // E4M3 -> float
   float (*quantize_row)(const float* x, int64_t k, uint8_t* codes);    // returns the scale
 };

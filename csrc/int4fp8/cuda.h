@@ -1,5 +1,5 @@
-// The CUDA launchers, with no torch on this side. They return null, or the text of an error; one that starts with
-// "no kernel for " names a device that no row of the table serves.
+// The CUDA launchers, with no torch on this side. They return null, or the text of an error; one
+// that starts with "no kernel for " names a device that no row of the table serves.
 #pragma once
 
 #include "wlib/params/int4fp8.h"

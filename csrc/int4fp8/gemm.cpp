@@ -1,6 +1,4 @@
 // wlib::int4fp8_gemm: checks every argument, fills GemmParams, picks CPU or CUDA.
-#include "int4fp8/ops.h"
-
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -8,6 +6,7 @@
 
 #include "int4fp8/cpu.h"
 #include "int4fp8/cuda.h"
+#include "int4fp8/ops.h"
 #include "torch/checks.h"
 #include "torch/stream.h"
 #include "wlib/layout/int4_tile.h"
@@ -27,9 +26,12 @@ struct Arguments {
 // The packed weight tells by its size whether it holds zero points.
 int4::Layout weight_layout(const Checker& check, const Arguments& a, int64_t k) {
   const int groups = int4::groups_per_tile(a.group_size, k);
-  check.require(groups != 0, "group_size", "group_size of 32, 64, a multiple of 128 or k itself, dividing k=" + std::to_string(k) + " (a multiple of 32)",
+  check.require(groups != 0, "group_size",
+                "group_size of 32, 64, a multiple of 128 or k itself, dividing k=" +
+                    std::to_string(k) + " (a multiple of 32)",
                 std::to_string(a.group_size));
-  const int64_t blocks = int4::ceil_div(a.n, int4::kTileRows), k_tiles = int4::ceil_div(k, int4::kTileColumns);
+  const int64_t blocks = int4::ceil_div(a.n, int4::kTileRows),
+                k_tiles = int4::ceil_div(k, int4::kTileColumns);
   const int4::Layout plain{groups, false}, zeros{groups, true};
   const auto sizes = sizes_of(a.weight);
   const bool two = sizes.size() == 2 && sizes[0] == blocks;
@@ -37,9 +39,10 @@ int4::Layout weight_layout(const Checker& check, const Arguments& a, int64_t k) 
   if (two && sizes[1] == zeros.block_bytes(k_tiles)) return zeros;
   const int64_t expected[] = {blocks, plain.block_bytes(k_tiles)};
   check.refuse("weight",
-               "weight of shape " + shape_text(expected) + " (or " + std::to_string(zeros.block_bytes(k_tiles)) +
-                   " columns with zero points) to match n=" + std::to_string(a.n) + ", k=" + std::to_string(k) +
-                   ", group_size=" + std::to_string(a.group_size),
+               "weight of shape " + shape_text(expected) + " (or " +
+                   std::to_string(zeros.block_bytes(k_tiles)) +
+                   " columns with zero points) to match n=" + std::to_string(a.n) +
+                   ", k=" + std::to_string(k) + ", group_size=" + std::to_string(a.group_size),
                shape_text(a.weight));
 }
 
@@ -51,9 +54,12 @@ void check_x(const Checker& check, const Arguments& a) {
 
 GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype) {
   check.require(a.layout_version == int4::kLayoutVersion, "layout_version",
-                "layout_version " + std::to_string(int4::kLayoutVersion) + " (pack the weight with this version of wlib)", std::to_string(a.layout_version));
+                "layout_version " + std::to_string(int4::kLayoutVersion) +
+                    " (pack the weight with this version of wlib)",
+                std::to_string(a.layout_version));
   check_x(check, a);
-  check.require(a.n >= 1 && a.n < std::numeric_limits<int32_t>::max(), "n", "n of at least 1 and below 2^31", std::to_string(a.n));
+  check.require(a.n >= 1 && a.n < std::numeric_limits<int32_t>::max(), "n",
+                "n of at least 1 and below 2^31", std::to_string(a.n));
   check.dtype(a.weight, "weight", ScalarType::Byte);
   check.dtype(a.x_scale, "x_scale", ScalarType::Float);
 
@@ -61,7 +67,8 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   const auto x_sizes = sizes_of(a.x);
   p.n = a.n;
   p.k = x_sizes.back();
-  check.require(p.k < std::numeric_limits<int32_t>::max(), "x", "a last dimension below 2^31", std::to_string(p.k));
+  check.require(p.k < std::numeric_limits<int32_t>::max(), "x", "a last dimension below 2^31",
+                std::to_string(p.k));
   const int4::Layout layout = weight_layout(check, a, p.k);
   p.groups_per_tile = layout.groups_per_tile;
   p.zero_points = layout.zero_points;
@@ -76,8 +83,10 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   p.x_stride = rows.stride;
   if (a.bias) {
     const ScalarType type = a.bias->scalar_type();
-    check.require(type == ScalarType::Float || type == out_dtype, "bias",
-                  std::string("bias of dtype torch.float32 or the output's ") + dtype_name(out_dtype), dtype_name(type));
+    check.require(
+        type == ScalarType::Float || type == out_dtype, "bias",
+        std::string("bias of dtype torch.float32 or the output's ") + dtype_name(out_dtype),
+        dtype_name(type));
     const int64_t expected[] = {a.n};
     check.shape(*a.bias, "bias", expected);
     check.same_device(*a.bias, "bias", a.x, "x");
@@ -92,7 +101,8 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   if (a.x.is_cuda()) {
     check.aligned(p.weight, "weight", 128);  // bulk copies
     if (p.m > 0) check.aligned(p.x, "x", 16);
-    check.require(p.x_stride % 16 == 0, "x", "rows of x a multiple of 16 elements apart", std::to_string(p.x_stride));
+    check.require(p.x_stride % 16 == 0, "x", "rows of x a multiple of 16 elements apart",
+                  std::to_string(p.x_stride));
   }
   return p;
 }
@@ -104,7 +114,8 @@ void run(const Checker& check, const Arguments& a, GemmParams p, const Tensor& o
 #ifdef WLIB_HAS_CUDA
   const int32_t device = a.x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const char* error = gemm_cuda(p, device, current_cuda_stream(device))) throw_cuda_error(check, error);
+  if (const char* error = gemm_cuda(p, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
 #else
   check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
 #endif
@@ -119,8 +130,9 @@ std::vector<int64_t> out_shape(const Arguments& a) {
 
 }  // namespace
 
-Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n, int64_t group_size,
-            std::optional<Tensor> bias, std::optional<ScalarType> out_dtype, int64_t layout_version) {
+Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
+            int64_t group_size, std::optional<Tensor> bias, std::optional<ScalarType> out_dtype,
+            int64_t layout_version) {
   const Checker check("int4fp8_gemm");
   const Arguments a{x, weight, x_scale, n, group_size, bias, layout_version};
   const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
@@ -130,8 +142,9 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
   return out;
 }
 
-Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n, int64_t group_size,
-                std::optional<Tensor> bias, int64_t layout_version, const Tensor& out) {
+Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
+                int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
+                const Tensor& out) {
   const Checker check("int4fp8_gemm");
   const Arguments a{x, weight, x_scale, n, group_size, bias, layout_version};
   const GemmParams p = parse(check, a, out.scalar_type());

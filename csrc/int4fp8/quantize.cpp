@@ -30,7 +30,8 @@ void run(const Checker& check, const QuantizeParams& p, const Tensor& x) {
 #ifdef WLIB_HAS_CUDA
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  if (const char* error = quantize_cuda(p, device, current_cuda_stream(device))) throw_cuda_error(check, error);
+  if (const char* error = quantize_cuda(p, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
 #else
   check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
 #endif
@@ -43,7 +44,8 @@ std::tuple<Tensor, Tensor> quantize(const Tensor& x) {
   QuantizeParams p = parse(check, x);
   const auto sizes = sizes_of(x);
   const Tensor codes = torch::stable::new_empty(x, x.sizes(), ScalarType::Float8_e4m3fn);
-  const Tensor scale = torch::stable::new_empty(x, x.sizes().slice(0, sizes.size() - 1), ScalarType::Float);
+  const Tensor scale =
+      torch::stable::new_empty(x, x.sizes().slice(0, sizes.size() - 1), ScalarType::Float);
   p.codes = static_cast<uint8_t*>(codes.mutable_data_ptr());
   p.scale = static_cast<float*>(scale.mutable_data_ptr());
   run(check, p, x);

@@ -1,7 +1,6 @@
 // One token tile of the decode kernel; compiled once per WLIB_TOKENS.
-#include "int4fp8/sm90_decode.h"
-
 #include "int4fp8/decode_plan.h"
+#include "int4fp8/sm90_decode.h"
 #include "int4fp8/sm90_launch.h"
 #include "wlib/sm90/launch.h"
 #include "wlib/sm90/tensor_map.h"
@@ -31,12 +30,15 @@ cudaError_t launch_config(const GemmParams& g, cudaStream_t stream) {
   const auto resident = [](int split, int* clusters) {
     return sm90::resident_clusters(decode_kernel<C>, C::kThreads, kBytes, split, clusters);
   };
-  if (const cudaError_t error = plan_decode(row_blocks, p.k_tiles, C::kTokens, resident, &plan)) return error;
+  if (const cudaError_t error = plan_decode(row_blocks, p.k_tiles, C::kTokens, resident, &plan))
+    return error;
   p.split_log2 = plan.split_log2;
-  const sm90::MatrixTiles tiles{g.x, uint64_t(g.m), uint64_t(g.k), uint64_t(g.x_stride), C::kTokens, int4::kTileColumns, 1};
+  const sm90::MatrixTiles tiles{
+      g.x, uint64_t(g.m), uint64_t(g.k), uint64_t(g.x_stride), C::kTokens, int4::kTileColumns, 1};
   if (p.k_tiles > 0 && !sm90::make_tensor_map(&p.x, tiles)) return cudaErrorInvalidValue;
   const int clusters = p.items < plan.clusters ? p.items : plan.clusters;
-  return sm90::launch(decode_kernel<C>, dim3(clusters << plan.split_log2), C::kThreads, kBytes, 1 << plan.split_log2, stream, p);
+  return sm90::launch(decode_kernel<C>, dim3(clusters << plan.split_log2), C::kThreads, kBytes,
+                      1 << plan.split_log2, stream, p);
 }
 
 }  // namespace

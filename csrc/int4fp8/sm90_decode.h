@@ -1,15 +1,16 @@
-// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for few tokens: reads every weight once, at the speed
-// of memory (sm_90a; also runs in the simulator).
+// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for few tokens: reads every weight once, at
+// the speed of memory (sm_90a; also runs in the simulator).
 //
-// A persistent cluster of CTAs takes one item after the other: 64 rows of w (wgmma's M) for kTokens tokens (wgmma's N).
-// Its CTAs split K. In a CTA, a producer thread streams {weight tile, activation tile} through one ring per
-// consumer warpgroup; the warpgroups take k tiles in turn, decode the weights into A fragments and apply the
-// group scale in FP32. The partial sums of all warpgroups of all CTAs then meet in shared memory: each CTA
-// adds up its share of the tokens, in a fixed order, and stores it. No atomics and no workspace: results do
-// not depend on timing.
+// A persistent cluster of CTAs takes one item after the other: 64 rows of w (wgmma's M) for kTokens
+// tokens (wgmma's N). Its CTAs split K. In a CTA, a producer thread streams {weight tile,
+// activation tile} through one ring per consumer warpgroup; the warpgroups take k tiles in turn,
+// decode the weights into A fragments and apply the group scale in FP32. The partial sums of all
+// warpgroups of all CTAs then meet in shared memory: each CTA adds up its share of the tokens, in a
+// fixed order, and stores it. No atomics and no workspace: results do not depend on timing.
 //
-// Odd codes multiply to sum((2q+1) x); a wgmma with the constant -1 takes sum(x) off again, in the same
-// accumulators and while the ALUs still decode. With zero points the sum is kept apart: (2q+1) - (1+2z) = 2 (q-z).
+// Odd codes multiply to sum((2q+1) x); a wgmma with the constant -1 takes sum(x) off again, in the
+// same accumulators and while the ALUs still decode. With zero points the sum is kept apart: (2q+1)
+// - (1+2z) = 2 (q-z).
 #pragma once
 
 #include "int4fp8/sm90_store.h"
@@ -27,7 +28,9 @@ namespace wlib::int4fp8 {
 
 // kStages per consumer warpgroup; the product keeps about 125 KB in flight.
 template <int kTokens_, int kGroups_, bool kZeros_, int kConsumers_ = (kTokens_ <= 16 ? 4 : 2),
-          int kStages_ = (kTokens_ == 8 ? 6 : kTokens_ == 32 ? 8 : 5)>
+          int kStages_ = (kTokens_ == 8    ? 6
+                          : kTokens_ == 32 ? 8
+                                           : 5)>
 struct DecodeConfig {
   static constexpr int kTokens = kTokens_;        // token tile: 8, 16, 32 or 64
   static constexpr int kGroups = kGroups_;        // scale groups per k tile: 1, 2 or 4
@@ -44,7 +47,8 @@ struct DecodeConfig {
   static constexpr int kTileBytes = int4::Layout{kGroups, kZeros}.tile_bytes();
   static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
   static constexpr int kSteps = 4 / kGroups;  // k steps of 32 columns per group
-  static_assert(kProducerRegs <= sm90::launch_registers(kThreads) && sm90::launch_registers(kThreads) <= kConsumerRegs,
+  static_assert(kProducerRegs <= sm90::launch_registers(kThreads) &&
+                    sm90::launch_registers(kThreads) <= kConsumerRegs,
                 "setmaxnreg would go the wrong way");
 };
 
@@ -55,7 +59,8 @@ struct DecodeParams {
   const void* bias;       // [n] or null
   void* y;                // [m, n]
   int m, n, k_tiles;
-  int token_blocks;  // items: row_blocks x token_blocks, tokens fastest, so that neighbours share weights
+  int token_blocks;  // items: row_blocks x token_blocks, tokens fastest, so that neighbours share
+                     // weights
   int items;
   int split_log2;  // CTAs per cluster
   FloatType bias_type, out_type;
@@ -67,11 +72,13 @@ template <class C>
 struct DecodeSmem {
   alignas(1024) uint8_t x[C::kConsumers][C::kStages][C::kActivationBytes];
   alignas(128) uint8_t weights[C::kConsumers][C::kStages][C::kTileBytes];
-  // [source warpgroup of the cluster, token of this CTA's share]; the count does not depend on the cluster's size
+  // [source warpgroup of the cluster, token of this CTA's share]; the count does not depend on the
+  // cluster's size
   alignas(128) float partial[C::kConsumers * C::kTokens][kPartialPitch];
   sm90::Ring<C::kStages> ring[C::kConsumers];
   uint64_t gathered;  // every consumer warp of the cluster has stored its partial sums here
-  uint64_t consumed;  // every consumer warp of the cluster has read its share: partial sums may be overwritten
+  uint64_t consumed;  // every consumer warp of the cluster has read its share: partial sums may be
+                      // overwritten
 };
 
 // One item as one CTA sees it.
@@ -104,8 +111,10 @@ WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
         if (k + g >= item.end_tile) continue;
         s.ring[g].wait_empty(at[g]);
         uint64_t& full = s.ring[g].expect(at[g], C::kTileBytes + C::kActivationBytes);
-        sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes, C::kTileBytes, full);
-        sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns, item.first_token, full);
+        sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes,
+                        C::kTileBytes, full);
+        sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns,
+                             item.first_token, full);
         at[g].advance();
       }
     }
@@ -151,22 +160,25 @@ struct RowPair {
   }
 };
 
-// Issues the wgmmas of one group's k steps. The tile's weights are decoded behind the first constant ones.
+// Issues the wgmmas of one group's k steps. The tile's weights are decoded behind the first
+// constant ones.
 template <class C>
-WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group, const uint32_t (&one)[4], uint32_t (&a)[4][4],
+WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group,
+                                const uint32_t (&one)[4], uint32_t (&a)[4][4],
                                 float (&products)[C::kRegs], float (&x_sums)[C::kRegs]) {
   const int first = group * C::kSteps;
+  auto& ones = C::kZeros ? x_sums : products;
   sm90::wgmma_fence();
   WLIB_UNROLL
   for (int step = first; step < first + C::kSteps; ++step) {
-    if constexpr (C::kZeros) sm90::wgmma<typename C::Wgmma>(x_sums, one, x + step * sm90::kDescriptorKStep, step != first);
-    else sm90::wgmma<typename C::Wgmma>(products, one, x + step * sm90::kDescriptorKStep, step != first);
+    sm90::wgmma<typename C::Wgmma>(ones, one, x + step * sm90::kDescriptorKStep, step != first);
   }
   if (group == 0) load_fragments(tile, a);
   sm90::wgmma_fence();
   WLIB_UNROLL
   for (int step = first; step < first + C::kSteps; ++step) {
-    sm90::wgmma<typename C::Wgmma>(products, a[step], x + step * sm90::kDescriptorKStep, !C::kZeros || step != first);
+    sm90::wgmma<typename C::Wgmma>(products, a[step], x + step * sm90::kDescriptorKStep,
+                                   !C::kZeros || step != first);
   }
   sm90::wgmma_commit();
 }
@@ -181,7 +193,9 @@ struct Consumer {
   uint32_t one[4];         // an A fragment of +1 or -1
 
   WLIB_DEVICE Consumer(DecodeSmem<C>& s, int index)
-      : ring(s.ring[index]), weights(s.weights[index][0]), x(sm90::swizzled_tile_descriptor(s.x[index][0])) {
+      : ring(s.ring[index]),
+        weights(s.weights[index][0]),
+        x(sm90::swizzled_tile_descriptor(s.x[index][0])) {
     WLIB_UNROLL
     for (uint32_t& r : one) r = sm90::opaque(C::kZeros ? kOddPlusOne : kOddMinusOne);
   }
@@ -213,13 +227,14 @@ WLIB_DEVICE void multiply_tile(Consumer<C>& c, float (&sum)[C::kRegs]) {
 // One arrival per warp on every CTA's copy of the barrier, speaking for all its lanes.
 WLIB_DEVICE void arrive_everywhere(uint64_t& barrier, const DecodeParams& p) {
   sm90::warp_sync();
-  if (sm90::lane_index() < 1 << p.split_log2) sm90::mbarrier_arrive_cluster(barrier, sm90::lane_index());
+  if (sm90::lane_index() < 1 << p.split_log2)
+    sm90::mbarrier_arrive_cluster(barrier, sm90::lane_index());
 }
 
 // Sends the warpgroup's partial sums to the CTAs that add them up.
 template <class C>
-WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int source,
-                         const float (&sum)[C::kRegs]) {
+WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item,
+                         int source, const float (&sum)[C::kRegs]) {
   const int t = sm90::thread_in_warpgroup(), share = C::kTokens >> p.split_log2;
   WLIB_UNROLL
   for (int v = 0; v < C::kRegs; ++v) {
@@ -233,9 +248,11 @@ WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeIt
 
 // Adds up this CTA's share of the tokens and stores it; a warp takes the 64 rows of a token.
 template <class C>
-WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item, int rank) {
+WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item,
+                                  int rank) {
   const int share = C::kTokens >> p.split_log2, sources = C::kConsumers << p.split_log2;
-  const auto* channel_scale = reinterpret_cast<const float*>(row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes);
+  const auto* channel_scale = reinterpret_cast<const float*>(row_block<C>(p, item.row_block) +
+                                                             int64_t(p.k_tiles) * C::kTileBytes);
   const int row = sm90::lane_index() * 2, n = item.row_block * int4::kTileRows + row;
   for (int local = sm90::thread_index() / 32; local < share; local += C::kConsumers * 4) {
     const int m = item.first_token + rank * share + local;
@@ -247,7 +264,8 @@ WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const
       sum.y += add.y;
     }
     const float scale = p.x_scale[m] * kOddCodeScale;
-    const float y0 = sum.x * (scale * channel_scale[row]), y1 = sum.y * (scale * channel_scale[row + 1]);
+    const float y0 = sum.x * (scale * channel_scale[row]),
+                y1 = sum.y * (scale * channel_scale[row + 1]);
     store_pair(p, m, n, y0, y1);
   }
 }
@@ -259,7 +277,8 @@ WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int 
   for (int i = first_item(p); i < p.items; i += item_stride(p), parity ^= 1) {
     const DecodeItem item(p, rank, i, C::kTokens);
     float sum[C::kRegs] = {};
-    for (int k = item.first_tile + index; k < item.end_tile; k += C::kConsumers) multiply_tile(consumer, sum);
+    for (int k = item.first_tile + index; k < item.end_tile; k += C::kConsumers)
+      multiply_tile(consumer, sum);
     sm90::mbarrier_wait_cluster(s.consumed, parity ^ 1);
     scatter<C>(s, p, item, rank * C::kConsumers + index, sum);
     arrive_everywhere(s.gathered, p);
@@ -280,7 +299,8 @@ WLIB_DEVICE void init_barriers(DecodeSmem<C>& s, const DecodeParams& p) {
 }
 
 template <class C>
-WLIB_KERNEL(C::kThreads) decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
+WLIB_KERNEL(C::kThreads)
+decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
   auto& s = sm90::dynamic_smem<DecodeSmem<C>>();
   if (sm90::thread_index() == 0) init_barriers<C>(s, p);
   sm90::cluster_sync();

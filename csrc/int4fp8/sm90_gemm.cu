@@ -18,7 +18,8 @@ constexpr Row kRows[] = {
     {16, "sm90_decode, tile of 16 tokens", launch_decode<16>},
     {32, "sm90_decode, tile of 32 tokens", launch_decode<32>},
     {64, "sm90_decode, tile of 64 tokens", launch_decode<64>},
-    {0, "sm90_decode, tile of 64 tokens, re-reading the weights from L2 per tile", launch_decode<64>},
+    {0, "sm90_decode, tile of 64 tokens, re-reading the weights from L2 per tile",
+     launch_decode<64>},
 };
 
 }  // namespace
@@ -27,7 +28,9 @@ const char* gemm_cuda_rows() {
   static const std::string text = [] {
     std::string lines;
     for (const Row& row : kRows) {
-      lines += std::string("sm_90a, ") + (row.max_tokens ? "M <= " + std::to_string(row.max_tokens) : "any M") + ": " + row.kernel + "\n";
+      lines += std::string("sm_90a, ") +
+               (row.max_tokens ? "M <= " + std::to_string(row.max_tokens) : "any M") + ": " +
+               row.kernel + "\n";
     }
     return lines;
   }();

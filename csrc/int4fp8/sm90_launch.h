@@ -16,7 +16,8 @@ inline const char* refuse_device(int device) {
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   if (major == 9 && minor == 0) return nullptr;
   thread_local std::string text;
-  text = "no kernel for compute capability " + std::to_string(major) + "." + std::to_string(minor) + " (rows: 9.0)";
+  text = "no kernel for compute capability " + std::to_string(major) + "." + std::to_string(minor) +
+         " (rows: 9.0)";
   return text.c_str();
 }
 

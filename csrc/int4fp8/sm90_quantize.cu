@@ -1,7 +1,6 @@
-#include "int4fp8/sm90_quantize.h"
-
 #include "int4fp8/cuda.h"
 #include "int4fp8/sm90_launch.h"
+#include "int4fp8/sm90_quantize.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::int4fp8 {

@@ -1,5 +1,5 @@
-// Per-token FP8 quantisation: scale = absmax / 448, codes = E4M3(x / scale). One CTA per token, two passes over
-// the row, of which the second one hits the caches.
+// Per-token FP8 quantisation: scale = absmax / 448, codes = E4M3(x / scale). One CTA per token, two
+// passes over the row, of which the second one hits the caches.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,14 +18,16 @@ WLIB_DEVICE float as_float(float x) { return x; }
 WLIB_DEVICE float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 WLIB_DEVICE float as_float(__half x) { return __half2float(x); }
 
-// Calls f(first, values, count) for the thread's runs of a row; whole runs are loaded 16 bytes at a time where aligned.
+// Calls f(first, values, count) for the thread's runs of a row; whole runs are loaded 16 bytes at a
+// time where aligned.
 template <class T, class F>
 WLIB_DEVICE void for_runs(const T* row, int64_t k, F f) {
   struct alignas(16) Run {
     T value[kQuantizeRun];
   };
   const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
-  for (int64_t first = sm90::thread_index() * kQuantizeRun; first < k; first += kQuantizeThreads * kQuantizeRun) {
+  for (int64_t first = sm90::thread_index() * kQuantizeRun; first < k;
+       first += kQuantizeThreads * kQuantizeRun) {
     const int count = k - first < kQuantizeRun ? int(k - first) : kQuantizeRun;
     float values[kQuantizeRun];
     if (aligned && count == kQuantizeRun) {
@@ -34,7 +36,8 @@ WLIB_DEVICE void for_runs(const T* row, int64_t k, F f) {
       for (int i = 0; i < kQuantizeRun; ++i) values[i] = as_float(run.value[i]);
     } else {
       WLIB_UNROLL
-      for (int i = 0; i < kQuantizeRun; ++i) values[i] = i < count ? as_float(row[first + i]) : 0.0f;
+      for (int i = 0; i < kQuantizeRun; ++i)
+        values[i] = i < count ? as_float(row[first + i]) : 0.0f;
     }
     f(first, values, count);
   }
@@ -53,12 +56,13 @@ struct QuantizeSmem {
 template <class T>
 WLIB_DEVICE float row_maximum(QuantizeSmem& s, const T* row, int64_t k) {
   float magnitude = 0;
-  for_runs(row, k, [&](int64_t, const float (&values)[kQuantizeRun], int) {
+  for_runs(row, k, [&](int64_t, const float(&values)[kQuantizeRun], int) {
     WLIB_UNROLL
     for (int i = 0; i < kQuantizeRun; ++i) magnitude = largest(magnitude, fabsf(values[i]));
   });
   WLIB_UNROLL
-  for (int lanes = 16; lanes > 0; lanes /= 2) magnitude = largest(magnitude, sm90::warp_shuffle_xor(magnitude, lanes));
+  for (int lanes = 16; lanes > 0; lanes /= 2)
+    magnitude = largest(magnitude, sm90::warp_shuffle_xor(magnitude, lanes));
   if (sm90::lane_index() == 0) s.warp_max[sm90::thread_index() / sm90::kWarpThreads] = magnitude;
   sm90::block_sync();
   WLIB_UNROLL
@@ -67,7 +71,8 @@ WLIB_DEVICE float row_maximum(QuantizeSmem& s, const T* row, int64_t k) {
 }
 
 template <class T>
-WLIB_KERNEL(kQuantizeThreads) quantize_kernel(WLIB_GRID_CONSTANT QuantizeParams p) {
+WLIB_KERNEL(kQuantizeThreads)
+quantize_kernel(WLIB_GRID_CONSTANT QuantizeParams p) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   const int64_t row = sm90::block_index_x();
   const T* x = static_cast<const T*>(p.x) + row * p.x_stride;
@@ -75,7 +80,7 @@ WLIB_KERNEL(kQuantizeThreads) quantize_kernel(WLIB_GRID_CONSTANT QuantizeParams 
   if (sm90::thread_index() == 0) p.scale[row] = scale;
   uint8_t* codes = p.codes + row * p.k;
   const bool aligned = p.k % kQuantizeRun == 0;
-  for_runs(x, p.k, [&](int64_t first, const float (&values)[kQuantizeRun], int count) {
+  for_runs(x, p.k, [&](int64_t first, const float(&values)[kQuantizeRun], int count) {
     uint32_t packed[2] = {0, 0};
     WLIB_UNROLL
     for (int i = 0; i < kQuantizeRun; ++i) {

@@ -40,11 +40,12 @@ WLIB_DEVICE void store_pair(const Params& p, int m, int n, float y0, float y1) {
     case FloatType::kFloat32:
       return store_values<float, float2>(static_cast<float*>(p.y) + at, both, aligned, y0, y1);
     case FloatType::kBFloat16:
-      return store_values<__nv_bfloat16, __nv_bfloat162>(static_cast<__nv_bfloat16*>(p.y) + at, both, aligned,
-                                                         __float2bfloat16_rn(y0), __float2bfloat16_rn(y1));
+      return store_values<__nv_bfloat16, __nv_bfloat162>(static_cast<__nv_bfloat16*>(p.y) + at,
+                                                         both, aligned, __float2bfloat16_rn(y0),
+                                                         __float2bfloat16_rn(y1));
     default:
-      return store_values<__half, __half2>(static_cast<__half*>(p.y) + at, both, aligned, __float2half_rn(y0),
-                                           __float2half_rn(y1));
+      return store_values<__half, __half2>(static_cast<__half*>(p.y) + at, both, aligned,
+                                           __float2half_rn(y0), __float2half_rn(y1));
   }
 }
 

@@ -1,6 +1,6 @@
-// User-facing errors. Every message reads `wlib::op: expected <what>, got <value> (argument 'x')`; std::invalid_argument
-// becomes ValueError in Python, where wlib/errors.py turns the dtype and the no-kernel kind into
-// TypeError and NotImplementedError.
+// User-facing errors. Every message reads `wlib::op: expected <what>, got <value> (argument 'x')`;
+// std::invalid_argument becomes ValueError in Python, where wlib/errors.py turns the dtype and the
+// no-kernel kind into TypeError and NotImplementedError.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -26,7 +26,9 @@ inline std::string shape_text(std::span<const int64_t> sizes) {
   out << ']';
   return out.str();
 }
-inline std::span<const int64_t> sizes_of(const Tensor& t) { return {t.sizes().data(), t.sizes().size()}; }
+inline std::span<const int64_t> sizes_of(const Tensor& t) {
+  return {t.sizes().data(), t.sizes().size()};
+}
 inline std::string shape_text(const Tensor& t) { return shape_text(sizes_of(t)); }
 
 inline const char* dtype_name(ScalarType type) {
@@ -61,24 +63,29 @@ class Checker {
  public:
   explicit Checker(const char* op) : op_(op) {}
 
-  [[noreturn]] void refuse(const char* argument, const std::string& expected, const std::string& got) const {
-    throw std::invalid_argument(std::string("wlib::") + op_ + ": expected " + expected + ", got " + got +
-                                " (argument '" + argument + "')");
+  [[noreturn]] void refuse(const char* argument, const std::string& expected,
+                           const std::string& got) const {
+    throw std::invalid_argument(std::string("wlib::") + op_ + ": expected " + expected + ", got " +
+                                got + " (argument '" + argument + "')");
   }
   [[noreturn]] void no_kernel(const std::string& what) const {
     throw std::invalid_argument(std::string("wlib::") + op_ + ": no kernel for " + what);
   }
-  void require(bool ok, const char* argument, const std::string& expected, const std::string& got) const {
+  void require(bool ok, const char* argument, const std::string& expected,
+               const std::string& got) const {
     if (!ok) refuse(argument, expected, got);
   }
   void dtype(const Tensor& t, const char* argument, ScalarType expected) const {
     if (t.scalar_type() != expected) {
-      refuse(argument, std::string(argument) + " of dtype " + dtype_name(expected), dtype_name(t.scalar_type()));
+      refuse(argument, std::string(argument) + " of dtype " + dtype_name(expected),
+             dtype_name(t.scalar_type()));
     }
   }
   FloatType floating(ScalarType type, const char* argument) const {
     if (const auto known = float_type(type)) return *known;
-    refuse(argument, std::string(argument) + " of dtype torch.float32, torch.bfloat16 or torch.float16", dtype_name(type));
+    refuse(argument,
+           std::string(argument) + " of dtype torch.float32, torch.bfloat16 or torch.float16",
+           dtype_name(type));
   }
   void shape(const Tensor& t, const char* argument, std::span<const int64_t> expected) const {
     const auto sizes = sizes_of(t);
@@ -89,22 +96,30 @@ class Checker {
   void contiguous(const Tensor& t, const char* argument) const {
     if (!t.is_contiguous()) {
       const auto strides = t.strides();
-      refuse(argument, std::string("contiguous ") + argument, "strides " + shape_text({strides.data(), strides.size()}));
+      refuse(argument, std::string("contiguous ") + argument,
+             "strides " + shape_text({strides.data(), strides.size()}));
     }
   }
   void aligned(const void* pointer, const char* argument, size_t bytes) const {
     if (const size_t off = reinterpret_cast<uintptr_t>(pointer) % bytes) {
-      refuse(argument, std::string(argument) + " at a " + std::to_string(bytes) + "-byte aligned address",
+      refuse(argument,
+             std::string(argument) + " at a " + std::to_string(bytes) + "-byte aligned address",
              "an address " + std::to_string(off) + " bytes off");
     }
   }
-  void same_device(const Tensor& t, const char* argument, const Tensor& reference, const char* reference_name) const {
-    if (t.is_cuda() != reference.is_cuda() || t.get_device_index() != reference.get_device_index()) {
-      refuse(argument, std::string(argument) + " on " + device_text(reference) + " like " + reference_name, device_text(t));
+  void same_device(const Tensor& t, const char* argument, const Tensor& reference,
+                   const char* reference_name) const {
+    if (t.is_cuda() != reference.is_cuda() ||
+        t.get_device_index() != reference.get_device_index()) {
+      refuse(argument,
+             std::string(argument) + " on " + device_text(reference) + " like " + reference_name,
+             device_text(t));
     }
   }
   static std::string device_text(const Tensor& t) {
-    return t.is_cuda() ? "cuda:" + std::to_string(t.get_device_index()) : t.is_cpu() ? "cpu" : "another device";
+    return t.is_cuda()  ? "cuda:" + std::to_string(t.get_device_index())
+           : t.is_cpu() ? "cpu"
+                        : "another device";
   }
 
  private:
@@ -118,7 +133,8 @@ class Checker {
   throw std::runtime_error("wlib: CUDA error: " + text);
 }
 
-// x seen as rows of length k: how many, and how far apart. Leading dimensions must collapse into one without a copy.
+// x seen as rows of length k: how many, and how far apart. Leading dimensions must collapse into
+// one without a copy.
 struct Rows {
   int64_t count, stride;
 };
@@ -127,8 +143,11 @@ inline Rows rows_of(const Checker& check, const Tensor& x, const char* argument)
   const auto strides = x.strides();
   const size_t last = sizes.size() - 1;
   const auto refuse = [&] {
-    check.refuse(argument, std::string(argument) + " with unit stride in the last dimension and rows at one distance; call .contiguous()",
-                 "shape " + shape_text(x) + " with strides " + shape_text({strides.data(), strides.size()}));
+    check.refuse(
+        argument,
+        std::string(argument) +
+            " with unit stride in the last dimension and rows at one distance; call .contiguous()",
+        "shape " + shape_text(x) + " with strides " + shape_text({strides.data(), strides.size()}));
   };
   if (x.numel() == 0) {
     int64_t count = 1;
@@ -139,8 +158,10 @@ inline Rows rows_of(const Checker& check, const Tensor& x, const char* argument)
   Rows rows{1, sizes[last]};
   for (size_t i = last; i-- > 0;) {
     if (sizes[i] == 1) continue;
-    if (rows.count == 1) rows.stride = strides[i];
-    else if (strides[i] != rows.count * rows.stride) refuse();
+    if (rows.count == 1)
+      rows.stride = strides[i];
+    else if (strides[i] != rows.count * rows.stride)
+      refuse();
     rows.count *= sizes[i];
   }
   return rows;

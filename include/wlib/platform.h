@@ -1,4 +1,5 @@
-// One source, two targets: nvcc compiles it for the GPU, g++ for the CPU (specification, tests, simulator).
+// One source, two targets: nvcc compiles it for the GPU, g++ for the CPU (specification, tests,
+// simulator).
 #pragma once
 
 #include <cstddef>

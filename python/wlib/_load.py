@@ -13,19 +13,23 @@ _NAME = "_C.so"
 
 
 def library_path() -> Path:
-    """Path of the compiled library: ``$WLIB_LIBRARY``, the installed one, or the source tree's build.
+    """Path of the library: ``$WLIB_LIBRARY``, the installed one, or the source tree's build.
 
     Raises:
         ImportError: none of the places holds a library.
     """
     package = Path(__file__).resolve().parent
     chosen = os.environ.get("WLIB_LIBRARY")
-    places = [Path(chosen)] if chosen else [package / _NAME, package.parents[1] / "build/dev" / _NAME]
+    places = (
+        [Path(chosen)] if chosen else [package / _NAME, package.parents[1] / "build/dev" / _NAME]
+    )
     for place in places:
         if place.exists():
             return place
     looked = ", ".join(map(str, places))
-    raise ImportError(f"wlib's compiled library is missing (looked at {looked}); build it with `make build`")
+    raise ImportError(
+        f"wlib's compiled library is missing (looked at {looked}); build it with `make build`"
+    )
 
 
 @functools.cache
@@ -37,7 +41,9 @@ def library() -> ctypes.CDLL:
     """
     path = library_path()
     if hasattr(torch.ops.wlib, "int4fp8_gemm"):
-        raise ImportError(f"another wlib library is loaded already, {path} cannot be loaded beside it: uninstall one")
+        raise ImportError(
+            f"another wlib library is loaded already, {path} cannot join it: uninstall one"
+        )
     torch.ops.load_library(path)
     return ctypes.CDLL(str(path))
 

@@ -1,4 +1,5 @@
-// E4M3 (float8_e4m3fn): 1 sign, 4 exponent bits with bias 7, 3 fraction bits; no infinities, NaN = 0x7f | sign.
+// E4M3 (float8_e4m3fn): 1 sign, 4 exponent bits with bias 7, 3 fraction bits; no infinities, NaN =
+// 0x7f | sign.
 #pragma once
 
 #include <bit>
@@ -9,7 +10,8 @@ namespace wlib {
 
 constexpr float kE4M3Max = 448.0f;
 
-// Exact. Also what the simulator's tensor core uses, so kernels and specification cannot drift apart.
+// Exact. Also what the simulator's tensor core uses, so kernels and specification cannot drift
+// apart.
 WLIB_HOST_DEVICE constexpr float e4m3_to_float(uint8_t code) {
   const uint32_t sign = uint32_t(code & 0x80) << 24, exponent = code >> 3 & 15, fraction = code & 7;
   if (exponent == 15 && fraction == 7) return std::bit_cast<float>(sign | 0x7fc00000u);
@@ -27,8 +29,10 @@ WLIB_HOST_DEVICE constexpr uint8_t float_to_e4m3(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return sign | 0x7f;
   if (magnitude >= 0x43e00000u) return sign | 0x7e;  // 448 and more
-  if (magnitude < 0x3c800000u) {  // below 2^-6: adding 2^14 aligns the last bit kept, 2^-9, with the float's
-    return sign | uint8_t(std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 16384.0f) - 0x46800000u);
+  if (magnitude <
+      0x3c800000u) {  // below 2^-6: adding 2^14 aligns the last bit kept, 2^-9, with the float's
+    return sign | uint8_t(std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 16384.0f) -
+                          0x46800000u);
   }
   const uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1);
   return sign | uint8_t((rounded >> 20) - (120u << 3));

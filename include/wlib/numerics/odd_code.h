@@ -1,9 +1,11 @@
-// Odd-coded INT4: q in -8..7 travels as the sign and three magnitude bits of 2q+1, an odd number in -15..15.
+// Odd-coded INT4: q in -8..7 travels as the sign and three magnitude bits of 2q+1, an odd number in
+// -15..15.
 //
 // The E4M3 bit patterns 0..15 mean k * 2^-9, so 2q+1 needs no conversion, only bit placement:
 //   E4M3 byte = sign | 000 | m2 m1 m0 1      with |2q+1| = 2m+1, value (2q+1) * 2^-9
-// A dot product with these bytes is 2^-9 * sum((2q+1) x) = 2^-8 * sum(q x) + 2^-9 * sum(x); the last term is
-// taken off again by a second product with the constant -1 * 2^-9 (see csrc/int4fp8/sm90_decode.h).
+// A dot product with these bytes is 2^-9 * sum((2q+1) x) = 2^-8 * sum(q x) + 2^-9 * sum(x); the
+// last term is taken off again by a second product with the constant -1 * 2^-9 (see
+// csrc/int4fp8/sm90_decode.h).
 #pragma once
 
 #include "wlib/platform.h"
@@ -13,7 +15,8 @@ namespace wlib {
 // Two codes share a byte: a = the byte of the first four weights, b = of the second four.
 //   bit 7: sign a | 6..4: magnitude b | 3..1: magnitude a | 0: sign b
 WLIB_HOST_DEVICE constexpr uint8_t odd_encode_pair(int qa, int qb) {
-  const int magnitude_a = qa < 0 ? -qa - 1 : qa, magnitude_b = qb < 0 ? -qb - 1 : qb;  // (|2q+1| - 1) / 2
+  const int magnitude_a = qa < 0 ? -qa - 1 : qa,
+            magnitude_b = qb < 0 ? -qb - 1 : qb;  // (|2q+1| - 1) / 2
   return uint8_t((qa < 0) << 7 | magnitude_b << 4 | magnitude_a << 1 | (qb < 0));
 }
 

@@ -1,5 +1,5 @@
-// What the ops of family int4fp8 hand to their kernels, CPU and CUDA alike. Filled in one place, gemm.cpp and
-// quantize.cpp, after every argument has been checked.
+// What the ops of family int4fp8 hand to their kernels, CPU and CUDA alike. Filled in one place,
+// gemm.cpp and quantize.cpp, after every argument has been checked.
 #pragma once
 
 #include <cstddef>
@@ -11,7 +11,8 @@ enum class FloatType : int { kFloat32, kBFloat16, kFloat16 };
 
 namespace int4fp8 {
 
-// y[m, n] = x_scale[m] * channel_scale[n] * sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k] - zero[n, g]) + bias[n]
+// y[m, n] = x_scale[m] * channel_scale[n] * sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k]
+// - zero[n, g]) + bias[n]
 struct GemmParams {
   const uint8_t* x;       // [m, k] E4M3, unit stride along k
   const uint8_t* weight;  // packed, see layout/int4_tile.h
@@ -19,8 +20,8 @@ struct GemmParams {
   const void* bias;       // [n] of bias_type, or null
   void* y;                // [m, n] of out_type, contiguous
   int64_t m, n, k;
-  int64_t x_stride;        // elements between rows of x
-  int groups_per_tile;     // 1, 2 or 4
+  int64_t x_stride;     // elements between rows of x
+  int groups_per_tile;  // 1, 2 or 4
   bool zero_points;
   FloatType bias_type, out_type;
 };

@@ -1,0 +1,17 @@
+"""wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
+
+from . import _ops, nn
+from .info import info
+from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_quantize, int4fp8_gemm
+
+__version__ = "0.1.0"
+__all__ = [
+    "Int4Weight",
+    "PackedInt4Weight",
+    "fp8_quantize",
+    "info",
+    "int4fp8_gemm",
+    "nn",
+]
+
+del _ops  # imported for its effect: it registers the ops and their fake kernels

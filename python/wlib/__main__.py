@@ -1,0 +1,28 @@
+"""``python -m wlib info | selftest | bench``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import selftest
+from .bench import cli as bench
+from .info import info
+
+
+def main() -> int:
+    """Parse the command line and run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m wlib", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="version, build, devices and dispatch tables")
+    selftest.add_arguments(commands.add_parser("selftest", help="exact checks on every device"))
+    bench.add_arguments(commands.add_parser("bench", help="measure speed"))
+    args = parser.parse_args()
+    if args.command == "info":
+        print(info())
+        return 0
+    return selftest.run(args) if args.command == "selftest" else bench.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Exact checks of the installed library: problems whose true result is representable.
+
+Activations are small integers and scales powers of two, so that every partial sum is exact on any
+route. Each result must then equal the float64 reference bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .int4fp8 import fp8_quantize, int4fp8_gemm
+from .reference import exact
+from .reference import int4fp8 as reference
+
+_SIZES_M = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
+_SIZES_N = (1, 63, 64, 65, 130, 384)
+_K_AND_GROUP = ((128, 128), (640, 128), (256, 64), (96, 32), (96, 96), (512, 256))
+_REPORT_SECONDS = 10
+_OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `python -m wlib selftest` to `parser`."""
+    parser.add_argument("--seconds", type=float, default=60, help="per device; default 60")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check every device; returns 0 if all of it is exact, else 1."""
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return max(_check_device(device, args.seconds, args.seed) for device in devices)
+
+
+def _check_device(device: str, seconds: float, seed: int) -> int:
+    checks: dict[str, Callable[[torch.Generator, str], str]] = {
+        "int4fp8_gemm": _check_gemm,
+        "fp8_quantize": _check_quantize,
+    }
+    done = dict.fromkeys(checks, 0)
+    next_report = time.monotonic() + _REPORT_SECONDS
+    for number in _until(time.monotonic() + seconds):
+        for name, check in checks.items():
+            generator = torch.Generator().manual_seed(seed + number)
+            try:
+                fault = check(generator, device)
+            except NotImplementedError as error:
+                print(f"{device}: {error}")
+                return 1
+            if fault:
+                print(f"{device}: {name} FAILED at --seed {seed + number}: {fault}")
+                return 1
+            done[name] += 1
+        if time.monotonic() > next_report:
+            print(f"{device}: {number + 1} rounds exact", flush=True)
+            next_report = time.monotonic() + _REPORT_SECONDS
+    print(f"{device}: " + ", ".join(f"{count} x {name} exact" for name, count in done.items()))
+    return 0
+
+
+def _until(deadline: float) -> Iterator[int]:
+    number = 0
+    while number == 0 or time.monotonic() < deadline:
+        yield number
+        number += 1
+
+
+def _draw(values: tuple[int, ...], generator: torch.Generator) -> int:
+    return values[int(torch.randint(len(values), (), generator=generator))]
+
+
+def _check_gemm(generator: torch.Generator, device: str) -> str:
+    """Empty if one random exact problem comes out right, else what went wrong."""
+    m, n = _draw(_SIZES_M, generator), _draw(_SIZES_N, generator)
+    index = int(torch.randint(len(_K_AND_GROUP), (), generator=generator))
+    k, group_size = _K_AND_GROUP[index]
+    zero_point = bool(torch.randint(2, (), generator=generator))
+    problem = exact.problem(m, n, k, group_size, zero_point=zero_point, generator=generator)
+    out_dtype = _OUT_DTYPES[int(torch.randint(3, (), generator=generator))]
+    expected = reference.int4fp8_gemm(problem.x, problem.weight, problem.x_scale, problem.bias).y
+    y = int4fp8_gemm(
+        problem.x.to(device),
+        problem.weight.pack().to(device),
+        problem.x_scale.to(device),
+        bias=problem.bias.to(device),
+        out_dtype=out_dtype,
+    ).cpu()
+    return _difference(
+        y, expected.to(out_dtype), f"m={m}, n={n}, k={k}, group_size={group_size}, {out_dtype}"
+    )
+
+
+def _check_quantize(generator: torch.Generator, device: str) -> str:
+    m, k = _draw(_SIZES_M, generator), _draw((1, 7, 8, 100, 384, 4096), generator)
+    x = torch.randn(m, k, generator=generator).to(_draw_dtype(generator))
+    scale = x.float().abs().amax(dim=1) / 448
+    codes = (x.float() / scale[:, None]).to(torch.float8_e4m3fn)
+    got_codes, got_scale = fp8_quantize(x.to(device))
+    where = f"m={m}, k={k}, {x.dtype}"
+    return _difference(got_scale.cpu(), scale, f"scale, {where}") or _difference(
+        got_codes.cpu().view(torch.uint8), codes.view(torch.uint8), f"codes, {where}"
+    )
+
+
+def _draw_dtype(generator: torch.Generator) -> torch.dtype:
+    return _OUT_DTYPES[int(torch.randint(3, (), generator=generator))]
+
+
+def _difference(got: Tensor, expected: Tensor, where: str) -> str:
+    wrong = (got != expected).nonzero()
+    if len(wrong) == 0:
+        return ""
+    at = tuple(int(i) for i in wrong[0])
+    first = f"first {at}: {got[at]} instead of {expected[at]}"
+    return f"{len(wrong)} of {got.numel()} values differ, {first} ({where})"
