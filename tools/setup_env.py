@@ -92,9 +92,7 @@ def main() -> None:
         [*pip, *pinned, f"torch=={TORCH}", "numpy", *requirements()],
     )
     find_site = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    site = subprocess.run(
-        [python, "-c", find_site], check=True, capture_output=True, text=True
-    ).stdout.strip()
+    found = subprocess.run([python, "-c", find_site], check=True, capture_output=True, text=True)
     (Path(found.stdout.strip()) / "wlib-source.pth").write_text(f"{ROOT / 'python'}{os.linesep}")
 
 
