@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import wlib
+from wlib.reference import exact
 from wlib.reference import int4fp8 as reference
 
 
@@ -60,26 +61,12 @@ def exact_problem(
     out_dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
 ) -> Problem:
-    """A problem on the CPU whose sums float32, and the tensor cores, represent exactly.
-
-    Activations are integers up to 2 and scales powers of two, so that 128 products of any signs
-    stay below 2^12 units: the tensor cores keep at least 13 bits when they add FP8 products.
-    """
+    """A problem of `wlib.reference.exact` on the CPU, without what is not asked for."""
     draw = torch.Generator().manual_seed(seed)
-
-    def integers(low: int, high: int, *shape: int) -> Tensor:
-        return torch.randint(low, high + 1, shape, generator=draw)
-
-    groups = (n, k // group_size)
-    bias = None if bias_dtype is None else (integers(-32, 32, n) / 4).to(bias_dtype)
-    weight = wlib.Int4Weight(
-        codes=integers(0, 255, n, k // 2).to(torch.uint8),
-        group_scale=torch.exp2(integers(-1, 1, *groups).float()).bfloat16(),
-        zero_point=integers(-8, 8, *groups) / 2 if zero_point else None,
-        channel_scale=torch.exp2(integers(-1, 0, n).float()) if channel_scale else None,
-    )
-    x = integers(-2, 2, m, k).float().to(torch.float8_e4m3fn)
-    return Problem(x, torch.exp2(integers(-1, 1, m).float()), weight, bias, out_dtype)
+    exact_one = exact.problem(m, n, k, group_size, zero_point=zero_point, generator=draw)
+    weight = exact_one.weight if channel_scale else replace(exact_one.weight, channel_scale=None)
+    bias = None if bias_dtype is None else exact_one.bias.to(bias_dtype)
+    return Problem(exact_one.x, exact_one.x_scale, weight, bias, out_dtype)
 
 
 def random_problem(

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -67,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         failed |= any(arm.startswith(OURS) for arm in point.failures)
         if args.json:
             append_rows(args.json, point.rows)
-    if args.summary:
-        args.summary.write_text(summary(rows))
+        if args.summary:  # after each point: what was measured survives a run that is stopped
+            args.summary.write_text(summary(rows))
     if args.plot:
         from wlib.bench.plot import plot  # matplotlib takes a second and is an extra
 
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
 def _plans(args: argparse.Namespace) -> list[Plan]:
     if not args.cpu and not torch.cuda.is_available():
         raise ValueError("there is no CUDA device: say --cpu to measure on the CPU")
+    if args.plot and not find_spec("matplotlib"):
+        raise ValueError("--plot needs matplotlib: pip install wlib[bench]")
     device = torch.device("cpu" if args.cpu else "cuda")
     budget_s = QUICK_BUDGET_S if args.quick else BUDGET_S
     here = environment(device)
