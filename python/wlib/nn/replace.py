@@ -21,7 +21,7 @@ def replace_linear(
 ) -> list[str]:
     """Replace the `nn.Linear` layers inside a model, in place.
 
-    A layer used under several names is converted once and stays shared. Subclasses of nn.Linear
+    A layer used under several names stays shared. Subclasses of nn.Linear
     are left alone, since their owners rely on more than the forward pass. Every layer is converted
     before the first one is replaced: if one is refused, the model is unchanged.
 
@@ -49,8 +49,7 @@ def replace_linear(
             continue
         names.append(name)
         try:
-            if module not in converted:
-                converted[module] = cls.from_linear(module, **options)
+            converted[module] = cls.from_linear(module, **options)
         except ValueError as error:
             refused[name] = error
     if refused:
