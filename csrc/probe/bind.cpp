@@ -3,5 +3,6 @@
 PYBIND11_MODULE(wlib_probe, m) {
   m.doc() = "Test-only: the simulator and kernels that run in it.";
   wlib::probe::bind_simulator(m);
+  wlib::probe::bind_primitives(m);
   wlib::probe::bind_int4fp8(m);
 }

@@ -1,0 +1,90 @@
+// The simulator's own probes: values of primitives, planted bugs.
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+
+#include "probe/bind.h"
+#include "probe/planted.h"
+#include "probe/sim_values.h"
+#include "wlib/sm90/tensor_map.h"
+
+namespace wlib::probe {
+namespace {
+
+std::vector<PlantedCase> all_planted() {
+  std::vector<PlantedCase> all;
+  for (const auto& part :
+       {planted_memory(), planted_sync(), planted_cluster(), planted_copy(), planted_wgmma()}) {
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
+}
+
+std::vector<std::pair<std::string, std::string>> planted_names() {
+  std::vector<std::pair<std::string, std::string>> rows;
+  for (const PlantedCase& c : all_planted()) rows.emplace_back(c.name, c.check);
+  return rows;
+}
+
+sim::Report run_planted(const std::string& name, bool bug, const sim::Options& options) {
+  for (const PlantedCase& c : all_planted()) {
+    if (c.name != name) continue;
+    std::vector<uint8_t> in(64 * 128 + 16);
+    std::vector<float> out(256 + 4);
+    const auto aligned = [](auto* p) {
+      return p + (-reinterpret_cast<uintptr_t>(p) % 16) / sizeof(*p);
+    };
+    PlantedParams p{aligned(in.data()), aligned(out.data()), {}, bug};
+    sm90::make_tensor_map(&p.map, {p.input, 64, 128, 128, 8, 128, 1});
+    return sim::launch({{c.cluster, 1, 1}, c.threads, sizeof(PlantedSmem), c.cluster}, options,
+                       {{const_cast<uint8_t*>(p.input), 64 * 128, "input", false},
+                        {p.output, 1024, "output", true}},
+                       c.kernel, p);
+  }
+  throw std::invalid_argument("no planted bug of this name");
+}
+
+sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool register_a,
+                  const sim::Options& o) {
+  const auto type = a.itemsize() == 1 ? MatrixType::kE4M3 : MatrixType::kBF16;
+  return run_wgmma(type, int(b.shape(0)), register_a, static_cast<const uint8_t*>(a.data()),
+                   static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
+}
+
+sim::Report tensor_load(const py::array_t<uint8_t>& x, int column, int row, Array<uint8_t>& out,
+                        const sim::Options& o) {
+  return run_tensor_load(x.data(), int(x.shape(0)), int(x.shape(1)), int(x.strides(0)), column, row,
+                         out.mutable_data(), o);
+}
+
+sim::Report warp(Array<float>& out, const sim::Options& o) {
+  return run_warp(out.mutable_data(), o);
+}
+
+sim::Report cluster(const Array<uint8_t>& x, Array<float>& out, Array<uint8_t>& gathered,
+                    const sim::Options& o) {
+  return run_cluster(int(out.shape(0)), x.data(), out.mutable_data(), gathered.mutable_data(), o);
+}
+
+sim::Report grid(int ctas, Array<int32_t>& out, int shift, const sim::Options& o) {
+  return run_grid(ctas, int(out.shape(1)), shift, out.mutable_data(), o);
+}
+
+}  // namespace
+
+void bind_primitives(py::module_& m) {
+  m.def("planted", &planted_names);
+  m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
+  m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
+        py::arg("register_a"), py::arg("options"));
+  m.def("tensor_load", &tensor_load, py::arg("x").noconvert(), py::arg("column"), py::arg("row"),
+        py::arg("out").noconvert(), py::arg("options"));
+  m.def("phase_wait", &run_phase_wait, py::arg("phases"), py::arg("parity"), py::arg("options"));
+  m.def("warp", &warp, py::arg("out").noconvert(), py::arg("options"));
+  m.def("cluster", &cluster, py::arg("x").noconvert(), py::arg("out").noconvert(),
+        py::arg("gathered").noconvert(), py::arg("options"));
+  m.def("grid", &grid, py::arg("ctas"), py::arg("out").noconvert(), py::arg("shift"),
+        py::arg("options"));
+}
+
+}  // namespace wlib::probe

@@ -1,0 +1,36 @@
+// Kernels whose results show what a primitive computes, for comparison with its definition.
+#pragma once
+
+#include "sim/api.h"
+
+namespace wlib::probe {
+
+enum class MatrixType { kE4M3, kBF16 };
+
+// d[64, n] = a[64, k] * b[n, k]^T for k = 128 bytes; operands placed by CuTe's layouts.
+sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a, const uint8_t* b,
+                      float* d, const sim::Options& options);
+
+// out[rows of the box, 128]: the box at (column, row) of x [rows, columns], brought by a tensor
+// copy, read by CuTe's swizzled layout.
+sim::Report run_tensor_load(const uint8_t* x, int rows, int columns, int stride, int column,
+                            int row, uint8_t* out, const sim::Options& options);
+constexpr int kTensorBoxRows = 64;
+
+// Blocks for ever, which is a finding, unless PTX lets a wait for `parity` pass after `phases`
+// phases.
+sim::Report run_phase_wait(int phases, int parity, const sim::Options& options);
+
+// out[32, 5] per lane: shuffle from lane 3, float shuffle xor 4, ballot of lanes divisible by 3,
+// elected, warp index.
+sim::Report run_warp(float* out, const sim::Options& options);
+
+// out[cluster, cluster, 32]: what each CTA found in its shared memory after all had stored to all;
+// gathered[cluster, 64]: x [64], of which each CTA loads its share for all by multicast.
+sim::Report run_cluster(int cluster, const uint8_t* x, float* out, uint8_t* gathered,
+                        const sim::Options& options);
+
+// out[items, 2]: 64 CTAs take turns at items; each writes its index and grid size.
+sim::Report run_grid(int ctas, int items, int shift, int32_t* out, const sim::Options& options);
+
+}  // namespace wlib::probe
