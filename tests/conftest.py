@@ -1,0 +1,73 @@
+"""What every test run starts with: the right library, and the wheel for the tests that need one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wlib
+from wlib.info import Info
+
+ROOT = Path(__file__).resolve().parents[1]
+# The package in the tree, and the copy that `make gpu-package` lays out.
+PACKAGES = (ROOT / "python" / "wlib", ROOT / "build" / "gpu" / "wlib")
+
+
+def source_hash() -> str:
+    """The build id of the sources as they are now; the same recipe as in cmake/BuildId.cmake."""
+    folders = {"csrc": ("*.cpp", "*.cu", "*.h"), "include": ("*.h",)}
+    sources = sorted(
+        path.relative_to(ROOT).as_posix()
+        for folder, patterns in folders.items()
+        for pattern in patterns
+        for path in (ROOT / folder).rglob(pattern)
+        if ROOT / "csrc" / "probe" not in path.parents
+    )
+    lines = (f"{name} {hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}" for name in sources)
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:12]
+
+
+def wrong_installation(info: Info, package: Path) -> str | None:
+    """Why a test of this installation would not be a test of this tree, or None."""
+    if package not in PACKAGES:
+        return f"wlib comes from {package}, not from this tree: uninstall that copy"
+    libraries = [path / "_C.so" for path in PACKAGES] + [ROOT / "build" / "dev" / "_C.so"]
+    library = Path(info.library)
+    if library not in libraries and info.library != os.environ.get("WLIB_LIBRARY"):
+        return f"the library is {library}, not one of this tree's"
+    if info.build_id != source_hash():
+        return f"{library} (build {info.build_id}) is older than the sources: run `make build`"
+    return None
+
+
+def pytest_sessionstart() -> None:
+    reason = wrong_installation(wlib.info(), Path(wlib.__file__).parent)
+    if reason:
+        raise pytest.UsageError(reason)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    info = wlib.info()
+    terminalreporter.write_line(f"wlib {info.version}, build {info.build_id}: {info.library}")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel that `pip wheel .` makes of this tree, the only file in its folder."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.iterdir()
+    return path
