@@ -13,7 +13,7 @@ namespace {
 
 std::vector<PlantedCase> all_planted() {
   std::vector<PlantedCase> all;
-  for (const auto& part :
+  for (const auto part :
        {planted_memory(), planted_sync(), planted_cluster(), planted_copy(), planted_wgmma()}) {
     all.insert(all.end(), part.begin(), part.end());
   }

@@ -2,7 +2,7 @@
 // must find, and repaired, in which no check may fire.
 #pragma once
 
-#include <vector>
+#include <span>
 
 #include "sim/api.h"
 #include "wlib/sm90/copy.h"
@@ -32,10 +32,10 @@ struct PlantedCase {
 };
 
 // By what they exercise.
-std::vector<PlantedCase> planted_memory();
-std::vector<PlantedCase> planted_sync();
-std::vector<PlantedCase> planted_cluster();
-std::vector<PlantedCase> planted_copy();
-std::vector<PlantedCase> planted_wgmma();
+std::span<const PlantedCase> planted_memory();
+std::span<const PlantedCase> planted_sync();
+std::span<const PlantedCase> planted_cluster();
+std::span<const PlantedCase> planted_copy();
+std::span<const PlantedCase> planted_wgmma();
 
 }  // namespace wlib::probe

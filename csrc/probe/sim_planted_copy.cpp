@@ -23,84 +23,6 @@ static void load_bytes(const Params& p, bool fence, bool wait, uint32_t expected
   if (wait) sm90::mbarrier_wait(barrier, 0);
 }
 
-static std::vector<PlantedCase> planted_loads() {
-  return {
-      {"load of what a copy still brings", "smem-race-copy", 32, 1,
-       [](Params p) {
-         load_bytes(p, true, !p.bug);
-         p.output[thread_index()] = smem().a[thread_index()];
-         sm90::mbarrier_wait(smem().barrier[0], 0);
-       }},
-      {"a copy overwrites what threads still read", "smem-race", 32, 1,
-       [](Params p) {
-         load_bytes(p, true, true);
-         p.output[thread_index()] = smem().a[thread_index()];
-         // A ballot lets all lanes come here, but orders nothing.
-         if (p.bug)
-           sm90::warp_ballot(true);
-         else
-           sm90::block_sync();
-         if (thread_index() == 0) {
-           sm90::mbarrier_arrive_expect_tx(smem().barrier[0], 128);
-           sm90::bulk_load(smem().a, p.input, 128, smem().barrier[0]);
-           sm90::mbarrier_wait(smem().barrier[0], 1);
-         }
-       }},
-      {"a copy overwrites what threads wrote without a proxy fence", "proxy-fence", 32, 1,
-       [](Params p) {
-         smem().a[thread_index()] = 1;
-         if (!p.bug) sm90::fence_proxy_async();
-         sm90::block_sync();
-         load_bytes(p, true, true);
-       }},
-      {"copy on a barrier that was not fenced", "mbarrier", 32, 1,
-       [](Params p) { load_bytes(p, !p.bug, true); }},
-      {"more bytes expected than copied", "deadlock", 32, 1,
-       [](Params p) { load_bytes(p, true, true, p.bug ? 144 : 128); }},
-      {"nobody waits for a copy", "exit", 32, 1, [](Params p) { load_bytes(p, true, !p.bug); }},
-      {"copy from a misaligned address", "bulk-copy", 32, 1,
-       [](Params p) {
-         p.input += p.bug;
-         load_bytes(p, true, true);
-       }},
-      {"swizzled box at a boundary of 128 bytes", "bulk-copy", 32, 1,
-       [](Params p) {
-         uint64_t& barrier = smem().barrier[0];
-         if (thread_index() != 0) return;
-         sm90::mbarrier_init(barrier, 1);
-         sm90::mbarrier_init_fence();
-         sm90::mbarrier_arrive_expect_tx(barrier, 1024);
-         sm90::tensor_load_2d(smem().a + (p.bug ? 128 : 1024), p.map, 0, 0, barrier);
-         sm90::mbarrier_wait(barrier, 0);
-       }},
-      {"multicast to a peer whose release had no cluster scope", "smem-race", 32, 2,
-       [](Params p) {
-         uint64_t &full = smem().barrier[0], &empty = smem().barrier[1];
-         const int t = thread_index();
-         smem().a[t] = 1;
-         sm90::fence_proxy_async();
-         if (t == 0) {
-           sm90::mbarrier_init(full, 1);
-           sm90::mbarrier_init(empty, 64);
-           sm90::mbarrier_init_fence();
-         }
-         sm90::cluster_sync();
-         smem().value[t] = smem().a[t];
-         sm90::mbarrier_arrive_cluster(empty, 0);
-         if (t == 0) sm90::mbarrier_arrive_expect_tx(full, 128);
-         if (sm90::cluster_rank() == 0) {
-           if (p.bug)
-             sm90::mbarrier_wait(empty, 0);
-           else
-             sm90::mbarrier_wait_cluster(empty, 0);
-           if (t == 0) sm90::bulk_load_multicast(smem().a, p.input, 128, full, 3);
-         }
-         sm90::mbarrier_wait(full, 0);
-         sm90::cluster_sync();
-       }},
-  };
-}
-
 // Thread 0 stores the 16 bytes that it wrote itself.
 static void store_bytes(const Params& p, bool fence, bool commit, bool wait) {
   if (thread_index() != 0) return;
@@ -111,29 +33,98 @@ static void store_bytes(const Params& p, bool fence, bool commit, bool wait) {
   if (wait) sm90::bulk_store_wait_read<0>();
 }
 
-std::vector<PlantedCase> planted_copy() {
-  std::vector<PlantedCase> cases = planted_loads();
-  cases.insert(cases.end(),
-               {
-                   {"bulk store without a proxy fence", "proxy-fence", 32, 1,
-                    [](Params p) { store_bytes(p, !p.bug, true, true); }},
-                   {"bulk store not committed", "exit", 32, 1,
-                    [](Params p) { store_bytes(p, true, !p.bug, true); }},
-                   {"bulk store not awaited", "exit", 32, 1,
-                    [](Params p) { store_bytes(p, true, true, !p.bug); }},
-                   {"bulk store still reads what is overwritten", "smem-overwrite-store", 32, 1,
-                    [](Params p) {
-                      store_bytes(p, true, true, !p.bug);
-                      if (thread_index() == 0) smem().value[0] = 1;
-                      sm90::bulk_store_wait_read<0>();
-                    }},
-                   {"bulk store and plain store to the same place", "global-race", 32, 1,
-                    [](Params p) {
-                      store_bytes(p, true, true, true);
-                      p.output[p.bug ? 0 : 4 + thread_index()] = 1;
-                    }},
-               });
-  return cases;
-}
+static const PlantedCase kCases[] = {
+    {"load of what a copy still brings", "smem-race-copy", 32, 1,
+     [](Params p) {
+       load_bytes(p, true, !p.bug);
+       p.output[thread_index()] = smem().a[thread_index()];
+       sm90::mbarrier_wait(smem().barrier[0], 0);
+     }},
+    {"a copy overwrites what threads still read", "smem-race", 32, 1,
+     [](Params p) {
+       load_bytes(p, true, true);
+       p.output[thread_index()] = smem().a[thread_index()];
+       // A ballot lets all lanes come here, but orders nothing.
+       if (p.bug)
+         sm90::warp_ballot(true);
+       else
+         sm90::block_sync();
+       if (thread_index() == 0) {
+         sm90::mbarrier_arrive_expect_tx(smem().barrier[0], 128);
+         sm90::bulk_load(smem().a, p.input, 128, smem().barrier[0]);
+         sm90::mbarrier_wait(smem().barrier[0], 1);
+       }
+     }},
+    {"a copy overwrites what threads wrote without a proxy fence", "proxy-fence", 32, 1,
+     [](Params p) {
+       smem().a[thread_index()] = 1;
+       if (!p.bug) sm90::fence_proxy_async();
+       sm90::block_sync();
+       load_bytes(p, true, true);
+     }},
+    {"copy on a barrier that was not fenced", "mbarrier", 32, 1,
+     [](Params p) { load_bytes(p, !p.bug, true); }},
+    {"more bytes expected than copied", "deadlock", 32, 1,
+     [](Params p) { load_bytes(p, true, true, p.bug ? 144 : 128); }},
+    {"nobody waits for a copy", "exit", 32, 1, [](Params p) { load_bytes(p, true, !p.bug); }},
+    {"copy from a misaligned address", "bulk-copy", 32, 1,
+     [](Params p) {
+       p.input += p.bug;
+       load_bytes(p, true, true);
+     }},
+    {"swizzled box at a boundary of 128 bytes", "bulk-copy", 32, 1,
+     [](Params p) {
+       uint64_t& barrier = smem().barrier[0];
+       if (thread_index() != 0) return;
+       sm90::mbarrier_init(barrier, 1);
+       sm90::mbarrier_init_fence();
+       sm90::mbarrier_arrive_expect_tx(barrier, 1024);
+       sm90::tensor_load_2d(smem().a + (p.bug ? 128 : 1024), p.map, 0, 0, barrier);
+       sm90::mbarrier_wait(barrier, 0);
+     }},
+    {"multicast to a peer whose release had no cluster scope", "smem-race", 32, 2,
+     [](Params p) {
+       uint64_t &full = smem().barrier[0], &empty = smem().barrier[1];
+       const int t = thread_index();
+       smem().a[t] = 1;
+       sm90::fence_proxy_async();
+       if (t == 0) {
+         sm90::mbarrier_init(full, 1);
+         sm90::mbarrier_init(empty, 64);
+         sm90::mbarrier_init_fence();
+       }
+       sm90::cluster_sync();
+       smem().value[t] = smem().a[t];
+       sm90::mbarrier_arrive_cluster(empty, 0);
+       if (t == 0) sm90::mbarrier_arrive_expect_tx(full, 128);
+       if (sm90::cluster_rank() == 0) {
+         if (p.bug)
+           sm90::mbarrier_wait(empty, 0);
+         else
+           sm90::mbarrier_wait_cluster(empty, 0);
+         if (t == 0) sm90::bulk_load_multicast(smem().a, p.input, 128, full, 3);
+       }
+       sm90::mbarrier_wait(full, 0);
+       sm90::cluster_sync();
+     }},
+    {"bulk store without a proxy fence", "proxy-fence", 32, 1,
+     [](Params p) { store_bytes(p, !p.bug, true, true); }},
+    {"bulk store not committed", "exit", 32, 1,
+     [](Params p) { store_bytes(p, true, !p.bug, true); }},
+    {"bulk store not awaited", "exit", 32, 1, [](Params p) { store_bytes(p, true, true, !p.bug); }},
+    {"bulk store still reads what is overwritten", "smem-overwrite-store", 32, 1,
+     [](Params p) {
+       store_bytes(p, true, true, !p.bug);
+       if (thread_index() == 0) smem().value[0] = 1;
+       sm90::bulk_store_wait_read<0>();
+     }},
+    {"bulk store and plain store to the same place", "global-race", 32, 1,
+     [](Params p) {
+       store_bytes(p, true, true, true);
+       p.output[p.bug ? 0 : 4 + thread_index()] = 1;
+     }},
+};
+
+std::span<const PlantedCase> planted_copy() { return kCases; }
 
 }  // namespace wlib::probe
