@@ -1,7 +1,7 @@
 #include "int4fp8/cpu_kernels.h"
 
 #include <array>
-#include <cmath>
+#include <bit>
 #include <cstring>
 
 #include "wlib/numerics/e4m3.h"
@@ -75,14 +75,22 @@ const uint8_t* run_of(const uint8_t* tile, int half, int row) {  // row is the f
   return tile + half * 2048 + (row / 16 * 32 + row % 8 * 4) * 16;
 }
 
+void expand(const uint8_t* codes, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] = kE4M3Table[codes[i]];
+}
+
 void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
                         float* step_sums) {
-  std::memset(values, 0, k_tiles * int4::kTileColumns * sizeof(float));
-  std::memset(step_sums, 0, k_tiles * 4 * sizeof(float));
-  for (int64_t i = 0; i < k; ++i) {
-    const float value = kE4M3Table[x[i]];
-    values[i / kRun * kRun + run_offset(i % kRun)] = value;
-    step_sums[i / kStep] += value;
+  for (int64_t first = 0; first < k_tiles * int4::kTileColumns; first += kStep) {
+    float step[kStep] = {};  // k is a multiple of 32: a step is whole or padding
+    if (first < k) expand(x + first, kStep, step);
+    float sum = 0;
+    for (float value : step) sum += value;
+    step_sums[first / kStep] = sum;
+    float* run = values + first / kRun * kRun;
+    for (int quad = 0; quad < kStep; quad += 4) {
+      std::memcpy(run + run_offset(first % kRun + quad), step + quad, 4 * sizeof(float));
+    }
   }
 }
 
@@ -177,25 +185,19 @@ void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout
   }
 }
 
-void expand(const uint8_t* codes, int64_t count, float* values) {
-  for (int64_t i = 0; i < count; ++i) values[i] = kE4M3Table[codes[i]];
-}
-
-// NaN beats every number, so that a row with a NaN has a NaN scale.
+// Magnitudes compare like their bits, and NaN beats every number: a row with a NaN has a NaN scale.
 float quantize_row(const float* x, int64_t k, uint8_t* codes) {
-  float largest = 0;
-  bool nan = false;
+  uint32_t largest = 0;
   for (int64_t i = 0; i < k; ++i) {
-    const float magnitude = std::fabs(x[i]);
+    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
-    nan |= magnitude != magnitude;
   }
-  const float scale = nan ? NAN : largest / kE4M3Max;
+  const float scale = std::bit_cast<float>(largest) / kE4M3Max;
   if (scale == 0) {
     std::memset(codes, 0, k);
-    return 0;
+  } else {
+    for (int64_t i = 0; i < k; ++i) codes[i] = float_to_e4m3(x[i] / scale);
   }
-  for (int64_t i = 0; i < k; ++i) codes[i] = float_to_e4m3(x[i] / scale);
   return scale;
 }
 

@@ -23,19 +23,18 @@ WLIB_HOST_DEVICE constexpr float e4m3_to_float(uint8_t code) {
 }
 
 // Rounds to nearest, ties to even; beyond the largest finite value saturates; NaN stays NaN.
+// Without branches, so that loops over it become vector code.
 WLIB_HOST_DEVICE constexpr uint8_t float_to_e4m3(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint8_t sign = uint8_t(bits >> 24 & 0x80);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7f;
-  if (magnitude >= 0x43e00000u) return sign | 0x7e;  // 448 and more
-  if (magnitude <
-      0x3c800000u) {  // below 2^-6: adding 2^14 aligns the last bit kept, 2^-9, with the float's
-    return sign | uint8_t(std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 16384.0f) -
-                          0x46800000u);
-  }
-  const uint32_t rounded = magnitude + 0x7ffffu + (magnitude >> 20 & 1);
-  return sign | uint8_t((rounded >> 20) - (120u << 3));
+  constexpr uint32_t kLargest = 0x43e00000u;      // 448
+  constexpr uint32_t kLeastNormal = 0x3c800000u;  // 2^-6
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffffu;
+  const uint32_t clamped = magnitude < kLargest ? magnitude : kLargest;
+  const uint32_t normal = ((clamped + 0x7ffffu + (clamped >> 20 & 1)) >> 20) - (120u << 3);
+  // Adding 2^14 aligns the last bit kept, 2^-9, with the float's.
+  const float aligned = std::bit_cast<float>(clamped) + 16384.0f;
+  const uint32_t subnormal = std::bit_cast<uint32_t>(aligned) - 0x46800000u;
+  const uint32_t finite = clamped < kLeastNormal ? subnormal : normal;
+  return uint8_t((bits >> 24 & 0x80) | (magnitude > 0x7f800000u ? 0x7f : finite));
 }
 
 }  // namespace wlib
