@@ -1,14 +1,14 @@
-"""What the library asks of the machine it is loaded on: torch 2.11's stable ABI and nothing else."""
+"""What the library asks of the process it is loaded into: the stable ABI of torch 2.11."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from wlib._load import library_path
 
@@ -47,9 +47,7 @@ def dynamic(tag: str) -> list[str]:
 
 def declared_functions(target: str | None) -> set[str]:
     """C functions that torch's stable headers declare for a target version, e.g. 0x020b..."""
-    spec = find_spec("torch")
-    assert spec and spec.origin
-    include = Path(spec.origin).parent / "include"
+    include = Path(torch.__file__).parent / "include"
     source = "".join(f"#include <torch/csrc/stable/{name}.h>\n" for name in STABLE_HEADERS)
     flags = [f"-DTORCH_TARGET_VERSION={target}"] if target else []
     text = subprocess.run(

@@ -28,14 +28,13 @@ HEADER = """\
 # Exact: registers, wgmma, bulk_copies, tensor_copies. Upper bounds: everything else.
 """
 
-# By pipe, without what follows the first dot. A warp issues half an ALU instruction per cycle, and
-# as many of the FMA pipe; moves of the form IMAD.MOV are the latter.
-ALU = frozenset(
-    "BMSK FLO FMNMX FSEL FSETP IABS IADD3 IMNMX ISETP LEA LOP3 MNMX MOV PLOP3 POPC PRMT R2UR SEL "
-    "SGXT SHF SHL SHR VABSDIFF VIADD VIADDMNMX VIMNMX".split()
-)
-FMA = frozenset("FADD FFMA FMUL IMAD HADD2 HFMA2 HMUL2".split())
-WGMMA = frozenset("BGMMA HGMMA IGMMA QGMMA".split())
+# By pipe, without what follows the first dot. Decoding weights fills the ALU pipe; the FMA pipe has
+# room, which is why moves as IMAD.MOV count there.
+ALU = {"BMSK", "FLO", "FMNMX", "FSEL", "FSETP", "IABS", "IADD3", "IMNMX", "ISETP", "LEA", "LOP3",
+       "MOV", "PLOP3", "POPC", "PRMT", "R2UR", "SEL", "SGXT", "SHF", "VIADD", "VIADDMNMX",
+       "VIMNMX"}  # fmt: skip
+FMA = {"FADD", "FFMA", "FMUL", "IMAD", "HADD2", "HFMA2", "HMUL2"}
+WGMMA = {"BGMMA", "HGMMA", "IGMMA", "QGMMA"}
 
 INSTRUCTION = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<rest>[^;]*);",
@@ -60,8 +59,8 @@ class Kernel:
     """Counts of one kernel.
 
     Bytes: stack, local. Per thread: registers. All others are instructions, of the whole kernel or,
-    for loop, alu and fma, of its main loop, the shortest one around all wgmmas (0 if there is none).
-    Waits are for wgmmas: one per wgmma would mean that ptxas had serialised them.
+    for loop, alu and fma, of its main loop: the shortest one around all wgmmas, if there is one.
+    Waits are for wgmmas: more than the source asks for means that ptxas has serialised them.
     """
 
     registers: int

@@ -1,0 +1,159 @@
+"""The machine code of every kernel against the committed budget, and that the budget can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+
+import machine_code
+import pytest
+from build_commands import compile_command
+from machine_code import Kernel
+
+from wlib._load import library_path, text
+
+# A hand-written kernel takes 2 to 6 s to compile; a cold CI run has 15 minutes for all of them.
+MAX_KERNELS = 100
+WEIGHTS_PER_WGMMA = 8  # per thread, in the decode kernel: 64 weights and 8 wgmmas a tile
+MAX_ALU_PER_WEIGHT = 0.75
+# Groups of 32 with zero points unpack four pairs of scales and of zero points per tile.
+ABOVE_BAR = {"8, 4, true", "16, 4, true", "32, 4, true", "64, 4, true"}
+
+GATE = Path(__file__).parents[1] / "cmake" / "ptxas_gate.sh"
+
+
+pytestmark = pytest.mark.skipif(
+    text("wlib_cuda_summary").startswith("none"), reason="wlib was built without CUDA"
+)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, Kernel]:
+    return machine_code.measure(library_path())
+
+
+def decode(kernels: dict[str, Kernel]) -> dict[str, Kernel]:
+    """Configuration -> counts of the decode kernels."""
+    prefix = "int4fp8::decode_kernel<DecodeConfig<"
+    return {
+        name.removeprefix(prefix).removesuffix(">>"): kernel
+        for name, kernel in kernels.items()
+        if name.startswith(prefix)
+    }
+
+
+def test_budget(kernels: dict[str, Kernel]) -> None:
+    print(machine_code.table(kernels))
+    assert machine_code.violations(kernels, machine_code.read_budget()) == []
+
+
+def test_number_of_kernels(kernels: dict[str, Kernel]) -> None:
+    assert len(kernels) <= MAX_KERNELS
+
+
+def test_nothing_is_spilled_or_kept_in_local_memory(kernels: dict[str, Kernel]) -> None:
+    assert not {name for name, k in kernels.items() if k.stack or k.local or k.spills}
+
+
+def test_decode_kernels_feed_the_tensor_cores_from_bulk_copies(kernels: dict[str, Kernel]) -> None:
+    found = decode(kernels)
+    assert len(found) == 4 * 3 * 2  # token tiles, groups per tile, zero points
+    for name, kernel in found.items():
+        groups, zeros = int(name.split(", ")[1]), name.split(", ")[2] == "true"
+        assert kernel.wgmma == 8  # four k steps, each with the weights and with a constant
+        assert kernel.waits == groups * (1 + zeros)
+        assert kernel.bulk_copies > 0
+        assert kernel.tensor_copies > 0
+
+
+def test_alu_instructions_per_weight(kernels: dict[str, Kernel]) -> None:
+    above = set()
+    for name, kernel in decode(kernels).items():
+        per_weight = kernel.alu / (kernel.wgmma * WEIGHTS_PER_WGMMA)
+        print(f"{name}: {per_weight:.3f}")
+        assert per_weight > 0.5  # five logic operations for eight weights are the least there is
+        if per_weight > MAX_ALU_PER_WEIGHT:
+            above.add(name.rsplit(", ", 2)[0])
+    assert above == ABOVE_BAR
+
+
+@pytest.mark.parametrize("column", machine_code.COLUMNS)
+def test_each_column_of_the_budget_can_fail(column: str) -> None:
+    budget = machine_code.read_budget()
+    name = next(iter(budget))
+    more = dataclasses.replace(budget[name], **{column: getattr(budget[name], column) + 1})
+    assert machine_code.violations({**budget, name: more}, budget) == [
+        f"{name}: {column} {getattr(more, column)} instead of {getattr(budget[name], column)}"
+    ]
+    less = machine_code.violations(budget, {**budget, name: more})
+    assert len(less) == (column in machine_code.EXACT)
+
+
+def test_a_missing_and_an_unknown_kernel_fail() -> None:
+    budget = machine_code.read_budget()
+    name, *others = budget
+    rest = {other: budget[other] for other in others}
+    assert machine_code.violations(rest, budget) == [f"{name}: no longer in the library"]
+    assert machine_code.violations(budget, rest) == [f"{name}: not in the budget"]
+
+
+SPILLING = """
+namespace wlib::planted {
+__global__ void __launch_bounds__(1024, 2) kernel(float* p) {
+  float v[64];
+  for (int i = 0; i < 64; ++i) v[i] = p[i * 1024 + threadIdx.x];
+  __syncthreads();
+  for (int i = 0; i < 64; ++i) p[i * 1024 + threadIdx.x] = v[i] * v[63 - i] + v[(i * 7) % 64];
+}
+}  // namespace wlib::planted
+"""
+
+SERIALIZED = """
+#include "wlib/sm90/wgmma.h"
+namespace wlib::planted {
+using Op = sm90::WgmmaE4M3<8>::Rs;
+__global__ void kernel(float* p, uint64_t b) {
+  float d[4] = {};
+  const uint32_t a[4] = {1, 2, 3, 4};
+  for (int i = 0; i < int(b); ++i) {
+    sm90::wgmma_fence();
+    sm90::wgmma<Op>(d, a, b, true);
+    sm90::wgmma_commit();
+    d[0] += 1;  // while the tensor core is still adding to it
+  }
+  sm90::wgmma_wait<0>(d);
+  for (int i = 0; i < 4; ++i) p[i] = d[i];
+}
+}  // namespace wlib::planted
+"""
+
+
+def build(
+    source: str, folder: Path, *, drop: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Compile a kernel with the flags of the library's own, through the gate."""
+    file = folder / "planted.cu"
+    file.write_text(source)
+    flags = [flag for flag in compile_command("sm90_quantize.cu") if flag not in drop]
+    return subprocess.run(
+        [str(GATE), *flags, str(file), "-o", str(folder / "planted.o")],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_spill_is_counted_and_fails_the_build(tmp_path: Path) -> None:
+    done = build(SPILLING, tmp_path)
+    assert done.returncode != 0
+    assert "spill" in done.stderr.lower()
+    assert build(SPILLING, tmp_path, drop=("-Werror=all-warnings",)).returncode == 0
+    planted = machine_code.measure(tmp_path / "planted.o")["planted::kernel"]
+    assert planted.spills > 0
+    assert planted.stack > 0
+
+
+def test_a_serialized_wgmma_fails_the_build(tmp_path: Path) -> None:
+    done = build(SERIALIZED, tmp_path, drop=("-Werror=all-warnings",))
+    assert done.returncode != 0
+    assert "ptxas gave up on asynchronous wgmma" in done.stderr
