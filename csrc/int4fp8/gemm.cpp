@@ -147,6 +147,7 @@ Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, in
                 const Tensor& out) {
   const Checker check("int4fp8_gemm");
   const Arguments a{x, weight, x_scale, n, group_size, bias, layout_version};
+  check.floating(out.scalar_type(), "out");
   const GemmParams p = parse(check, a, out.scalar_type());
   check.shape(out, "out", out_shape(a));
   check.same_device(out, "out", x, "x");
