@@ -268,6 +268,18 @@ def test_gemm_is_within_its_error_bound(
             assert ((y.double() - exact.y).abs() <= exact.bound(k, out_dtype)).all()
 
 
+@pytest.mark.parametrize("m", TOKENS)
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_gemm_errs_no_more_than_torch(m: int, zero_point: bool) -> None:
+    weight = random_weight(100, 1024, 128, zero_point, channel_scale=True)
+    xq, xs = wlib.fp8_quantize(torch.randn(m, 1024))
+    exact = reference.int4fp8_gemm(xq, weight, xs).y
+    y = wlib.int4fp8_gemm(xq, weight.pack(), xs, out_dtype=torch.float32)
+    torch_y = torch.nn.functional.linear(xq.float() * xs[:, None], weight.dequantize())
+    assert (y - exact).norm() <= 2 * (torch_y - exact).norm()
+    assert (y - exact).norm() <= 1e-6 * exact.norm()
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     m=st.integers(0, 70),
