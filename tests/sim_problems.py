@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
+
+ROOT = Path(__file__).resolve().parents[1]
+PROBE_DIR = Path(os.environ.get("WLIB_PROBE_DIR", ROOT / "build" / "dev"))
+
+
+def load_probe() -> Any:
+    """The module wlib_probe of the development build, or of $WLIB_PROBE_DIR."""
+    sys.path.insert(0, str(PROBE_DIR))
+    try:
+        return importlib.import_module("wlib_probe")
+    finally:
+        sys.path.remove(str(PROBE_DIR))
+
+
+probe = load_probe()
 
 
 def _e4m3_values() -> npt.NDArray[np.float64]:

@@ -199,7 +199,7 @@ struct ClusterParams {
   uint8_t* gathered;
 };
 struct ClusterSmem {
-  alignas(16) uint8_t share[64];
+  alignas(16) uint8_t share[kShareBytes];
   float value[8][32];  // [source]
   uint64_t stored, loaded;
 };
@@ -214,8 +214,8 @@ void cluster_kernel(ClusterParams p) {
   }
   sm90::cluster_sync();
   if (t == 0) {
-    const int bytes = 64 / size;
-    sm90::mbarrier_arrive_expect_tx(s.loaded, 64);
+    const int bytes = kShareBytes / size;
+    sm90::mbarrier_arrive_expect_tx(s.loaded, kShareBytes);
     sm90::bulk_load_multicast(s.share + rank * bytes, p.x + rank * bytes, bytes, s.loaded,
                               uint16_t((1 << size) - 1));
   }
@@ -227,7 +227,7 @@ void cluster_kernel(ClusterParams p) {
   for (int source = 0; source < size; ++source)
     p.out[(rank * size + source) * 32 + t] = s.value[source][t];
   sm90::mbarrier_wait(s.loaded, 0);
-  for (int i = t; i < 64; i += 32) p.gathered[rank * 64 + i] = s.share[i];
+  for (int i = t; i < kShareBytes; i += 32) p.gathered[rank * kShareBytes + i] = s.share[i];
 }
 
 struct GridParams {
@@ -270,9 +270,10 @@ sim::Report run_warp(float* out, const sim::Options& options) {
 
 sim::Report run_cluster(int cluster, const uint8_t* x, float* out, uint8_t* gathered,
                         const sim::Options& options) {
-  const std::vector<sim::Buffer> buffers = {input(x, 64, "x"),
-                                            {out, size_t(cluster * cluster * 32 * 4), "out", true},
-                                            {gathered, size_t(cluster * 64), "gathered", true}};
+  const std::vector<sim::Buffer> buffers = {
+      input(x, kShareBytes, "x"),
+      {out, size_t(cluster * cluster * 32 * 4), "out", true},
+      {gathered, size_t(cluster * kShareBytes), "gathered", true}};
   return sim::launch({{cluster, 1, 1}, 32, sizeof(ClusterSmem), cluster}, options, buffers,
                      cluster_kernel, ClusterParams{x, out, gathered});
 }

@@ -26,11 +26,13 @@ sim::Report run_phase_wait(int phases, int parity, const sim::Options& options);
 sim::Report run_warp(float* out, const sim::Options& options);
 
 // out[cluster, cluster, 32]: what each CTA found in its shared memory after all had stored to all;
-// gathered[cluster, 64]: x [64], of which each CTA loads its share for all by multicast.
+// gathered[cluster, 128]: x [128], of which each CTA loads its share for all by multicast.
 sim::Report run_cluster(int cluster, const uint8_t* x, float* out, uint8_t* gathered,
                         const sim::Options& options);
 
-// out[items, 2]: 64 CTAs take turns at items; each writes its index and grid size.
+constexpr int kShareBytes = 128;
+
+// out[items, 2]: CTAs take turns at items; each writes its index and grid size.
 sim::Report run_grid(int ctas, int items, int shift, int32_t* out, const sim::Options& options);
 
 }  // namespace wlib::probe
