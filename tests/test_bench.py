@@ -17,6 +17,8 @@ import torch
 from wlib.bench import accuracy, cli, compare, suites, summary, timing
 from wlib.bench.arms import TorchBf16
 from wlib.bench.rows import COPY, OURS, Row, append_rows, read_rows
+from wlib.bench.runner import COPY_BYTES, Point
+from wlib.bench.table import COLUMNS, point_cells
 
 BASELINES = {"torch_bf16", "torch_fp8_rowwise", "torch_fp8_tensorwise", "torch_fp32"}
 
@@ -95,6 +97,8 @@ def test_figures_follow_from_times_and_sizes(rows: list[Row]) -> None:
 
 
 def test_bytes_are_those_of_the_stored_operands(rows: list[Row]) -> None:
+    copied = {r.bytes for r in rows if r.arm == COPY}
+    assert copied == {2 * COPY_BYTES["cpu"]}  # read and written
     row = next(r for r in rows if r.arm == "torch_bf16" and r.shape == "tiny.wide" and r.m == 5)
     assert row.bytes == 2 * (192 * 64 + 5 * 64 + 5 * 192)
     ours = next(r for r in rows if r.arm == OURS and r.shape == "tiny.square" and r.m == 5)
@@ -151,9 +155,9 @@ def test_measure_counts_every_call_and_takes_turns() -> None:
 
 
 def test_measure_tells_a_slow_arm_from_a_fast_one() -> None:
-    calls = {"fast": [lambda: time.sleep(1e-3)] * 2, "slow": [lambda: time.sleep(1e-2)]}
+    calls = {"fast": [lambda: time.sleep(1e-3)] * 10, "slow": [lambda: time.sleep(1e-2)]}
     result = timing.measure(calls, torch.device("cpu"), budget_s=0.01)
-    assert 1e3 <= result["fast"].median_us < 1e4 <= result["slow"].median_us < 1e5
+    assert 1e3 <= result["fast"].median_us < 8e3 < 1e4 <= result["slow"].median_us < 1e5
 
 
 def test_a_run_is_not_slower_than_itself(rows: list[Row]) -> None:
@@ -238,6 +242,18 @@ def test_plot_and_summary(run_dir: Path, rows: list[Row]) -> None:
     text = (run_dir / "summary.md").read_text()
     assert text.startswith("# int4fp8 on CPU")
     assert all(f"| {row.shape} | {row.m} | {row.arm} |" in text for row in rows)
+
+
+def test_table_lines(rows: list[Row]) -> None:
+    row = next(row for row in rows if row.arm == OURS)
+    ours = replace(row, median_us=10.0, copy_fraction=0.7512)
+    baseline = replace(row, arm="torch_bf16", median_us=31.4)
+    shape = suites.Shape(row.shape, row.n, row.k)
+    lines = point_cells(Point(shape, row.m, [ours, baseline], {"torch_broken": "no such thing"}))
+    first, second, failed = (dict(zip(COLUMNS, line, strict=True)) for line in lines)
+    assert (first["us"], first["of copy"], first["gain"]) == ("10.00", "0.751", "")
+    assert second["gain"] == "3.14x"
+    assert (failed["arm"], failed["us"]) == ("torch_broken", "failed")
 
 
 def test_summary_judges_decode_targets_on_a_gpu_only(rows: list[Row]) -> None:

@@ -48,10 +48,14 @@ def test_the_op_runs_on_the_current_stream() -> None:
     before, after = (exact_problem(16, 384, 512, 128, seed=seed).to("cuda") for seed in (1, 2))
     packed = after.weight.pack()
     expected = after.expected()
-    after.solve(packed)  # loads the kernel: the next call must not wait for that
     x = before.x.clone()
-    torch.cuda.synchronize()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.default_stream())
+    with torch.cuda.stream(side):
+        after.solve(
+            packed
+        )  # loads the kernel and gets memory: the next call needs to wait for neither
+    torch.cuda.synchronize()
     with torch.cuda.stream(side):
         torch.cuda._sleep(200_000_000)  # about a tenth of a second
         x.view(torch.uint8).copy_(after.x.view(torch.uint8))

@@ -69,8 +69,8 @@ def test_eight_threads() -> None:
     torch.cuda.synchronize()
 
     def work(index: int) -> None:
-        packed = problems[index].weight.pack()
         with torch.cuda.stream(torch.cuda.Stream()):
+            packed = problems[index].weight.pack()
             for _ in range(100):
                 if not torch.equal(problems[index].solve(packed), expected[index]):
                     wrong.append(index)
@@ -109,11 +109,13 @@ def test_a_thousand_calls_leak_nothing() -> None:
     problem = exact_problem(16, 384, 1024, 128).to("cuda")
     packed = problem.weight.pack()
     problem.solve(packed)
-    before = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
+    torch.cuda.synchronize()
+    allocated, free = torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]
     for _ in range(1000):
         problem.solve(packed)
     torch.cuda.synchronize()
-    assert (torch.cuda.memory_allocated(), torch.cuda.mem_get_info()[0]) == before
+    assert torch.cuda.memory_allocated() == allocated
+    assert torch.cuda.mem_get_info()[0] > free - 2**21  # the driver hands out 2 MiB at a time
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -96,6 +96,9 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
 def _measure(plans: Sequence[Plan]) -> Iterator[Point]:
     points = (point for plan in plans for point in measure_plan(plan))
     total = sum(len(plan.suite.shapes) * len(plan.m) for plan in plans)
+    for arm in plans[0].arms:
+        if reason := arm.unavailable(plans[0].device):
+            print(f"{arm.name} is left out: {reason}")
     here = plans[0].environment
     title = f"{plans[0].op} on {here.device}, torch {here.torch}, commit {here.commit}"
     return show(points, total, title)
