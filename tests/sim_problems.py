@@ -1,4 +1,4 @@
-"""Problems for the int4fp8 kernels in the simulator, their float64 reference, one way to run them."""
+"""Problems for the int4fp8 kernels in the simulator, with their float64 reference."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass
 class Problem:
-    """y[m, n] = x_scale[m] channel_scale[n] sum_k x[m, k] (q[n, k] - zero[n, g]) scale[n, g] + bias[n]"""
+    """y[m, n] = x_scale[m] channel_scale[n] sum_k x[m, k] (q - zero)[n, k] scale[n, g] + bias[n]"""
 
     shape: Shape
     x: npt.NDArray[np.uint8]  # [m, k] E4M3 bits

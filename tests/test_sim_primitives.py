@@ -12,13 +12,13 @@ from sim_problems import E4M3, from_bf16, probe, to_bf16
 
 TIMINGS = ("eager", "random", "lazy")
 PLANTED = probe.planted()
-# Every name that a finding can have. A check that is not planted somewhere is a check nobody has seen fail.
+# Every name that a finding can have. Who adds one plants it, so that it is seen to fail.
 CHECKS = {
     "bulk-copy", "cluster", "deadlock", "exit", "global-bounds", "global-race", "global-readonly",
-    "global-uninitialised", "mbarrier", "mbarrier-object", "mbarrier-tx", "named-barrier", "proxy-fence",
-    "registers", "smem-bounds", "smem-overwrite-store", "smem-overwrite-wgmma", "smem-race",
-    "smem-race-copy", "smem-uninitialised", "warp-divergence", "wgmma-descriptor", "wgmma-divergence",
-    "wgmma-fence", "wgmma-register", "wgmma-wait",
+    "global-uninitialised", "mbarrier", "mbarrier-object", "mbarrier-tx", "named-barrier",
+    "proxy-fence", "registers", "smem-bounds", "smem-overwrite-store", "smem-overwrite-wgmma", "smem-race",
+    "smem-race-copy", "smem-uninitialised", "warp-divergence", "wgmma-descriptor",
+    "wgmma-divergence", "wgmma-fence", "wgmma-register", "wgmma-wait",
 }  # fmt: skip
 
 
@@ -56,7 +56,6 @@ def test_finding_points_at_the_line():
     assert finding.source.startswith("sim_planted_copy.cpp:")
 
 
-# Every E4M3 code, NaN aside, meets every other somewhere; sums are exact in float32.
 def e4m3_operands(rng, n):
     codes = np.array([c for c in range(256) if c & 127 != 127], np.uint8)
     small = codes[np.abs(E4M3[codes]) <= 2.0]
@@ -112,7 +111,7 @@ def test_wgmma_nan_reaches_exactly_its_row_and_column():
         np.testing.assert_array_equal(d, expected)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(64, 128), (64, 256), (5, 128), (130, 96), (1, 16)])
+@pytest.mark.parametrize(("rows", "columns"), [(64, 256), (5, 128), (130, 96), (1, 16)])
 @pytest.mark.parametrize(
     ("row", "column"), [(0, 0), (0, 128), (64, 0), (-3, 0), (0, -16), (100, 40)]
 )
@@ -132,7 +131,7 @@ def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row,
 @pytest.mark.parametrize("parity", [0, 1])
 @pytest.mark.parametrize("phases", range(5))
 def test_wait_passes_unless_the_current_phase_has_the_parity(phases, parity):
-    """Parity 1 passes on a fresh barrier; afterwards only the last completed phase's parity does."""
+    """Parity 1 passes on a fresh barrier; later, the last completed phase's parity does."""
     findings = probe.phase_wait(phases, parity, probe.Options(seed=phases)).findings
     blocks = phases % 2 == parity
     assert [f.check for f in findings] == ["deadlock"] * blocks
@@ -164,8 +163,7 @@ def test_any_lane_may_be_elected():
 def test_cluster_stores_arrivals_and_multicast_reach_the_cta_that_is_meant(size):
     rng = np.random.default_rng(size)
     for seed, timing in itertools.product(range(3), TIMINGS):
-        x = rng.integers(0, 256, 80).astype(np.uint8)
-        x = x[-x.ctypes.data % 16 :][:64]
+        x = rng.integers(0, 256, 128).astype(np.uint8)
         out = np.full((size, size, 32), np.nan, np.float32)
         gathered = np.zeros((size, 128), np.uint8)
         report = probe.cluster(x, out, gathered, probe.Options(seed=seed, timing=timing))
