@@ -72,13 +72,12 @@ template <class C>
 struct DecodeSmem {
   alignas(1024) uint8_t x[C::kConsumers][C::kStages][C::kActivationBytes];
   alignas(128) uint8_t weights[C::kConsumers][C::kStages][C::kTileBytes];
-  // [source warpgroup of the cluster, token of this CTA's share]; the count does not depend on the
-  // cluster's size
-  alignas(128) float partial[C::kConsumers * C::kTokens][kPartialPitch];
+  // Two items' partial sums: [source warpgroup of the cluster, token of this CTA's share]; their
+  // number does not depend on the cluster's size.
+  alignas(128) float partial[2][C::kConsumers * C::kTokens][kPartialPitch];
   sm90::Ring<C::kStages> ring[C::kConsumers];
-  uint64_t gathered;  // every consumer warp of the cluster has stored its partial sums here
-  uint64_t consumed;  // every consumer warp of the cluster has read its share: partial sums may be
-                      // overwritten
+  uint64_t gathered[2];  // every consumer warp of the cluster has stored its partial sums here
+  uint64_t consumed[2];  // every consumer warp of the cluster has read its share of this buffer
 };
 
 // One item as one CTA sees it.
@@ -197,7 +196,7 @@ struct Consumer {
         weights(s.weights[index][0]),
         x(sm90::swizzled_tile_descriptor(s.x[index][0])) {
     WLIB_UNROLL
-    for (uint32_t& r : one) r = sm90::opaque(C::kZeros ? kOddPlusOne : kOddMinusOne);
+    for (uint32_t& r : one) r = C::kZeros ? kOddPlusOne : kOddMinusOne;
   }
 };
 
@@ -234,67 +233,103 @@ WLIB_DEVICE void arrive_everywhere(uint64_t& barrier, const DecodeParams& p) {
 // Sends the warpgroup's partial sums to the CTAs that add them up.
 template <class C>
 WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item,
-                         int source, const float (&sum)[C::kRegs]) {
+                         int buffer, int source, const float (&sum)[C::kRegs]) {
   const int t = sm90::thread_in_warpgroup(), share = C::kTokens >> p.split_log2;
   WLIB_UNROLL
   for (int v = 0; v < C::kRegs; ++v) {
     const int token = sm90::accumulator_column(t, v);
     if (item.first_token + token >= p.m) continue;
-    const int owner = (token << p.split_log2) / C::kTokens;
-    float* local = &s.partial[source * share + token % share][sm90::accumulator_row(t, v)];
+    const int owner = (token << p.split_log2) / C::kTokens, row = sm90::accumulator_row(t, v);
+    float* local = &s.partial[buffer][source * share + token % share][row];
     *sm90::cluster_map(local, owner) = sum[v];
   }
 }
 
+// An item whose partial sums are on their way, with what its end needs from memory: a lane finishes
+// two neighbouring rows of every token that its warp takes.
+template <class C>
+struct Pending {
+  int first_token, n;
+  float2 channel_scale, bias;
+
+  WLIB_DEVICE Pending(const DecodeParams& p, const DecodeItem& item)
+      : first_token(item.first_token), channel_scale{0, 0}, bias{0, 0} {
+    const int row = sm90::lane_index() * 2;
+    n = item.row_block * int4::kTileRows + row;
+    if (n >= p.n) return;
+    const uint8_t* scales = row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes;
+    channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
+    if (p.bias) bias = load_bias_pair(p.bias, p.bias_type, n, n + 1 < p.n);
+  }
+};
+
 // Adds up this CTA's share of the tokens and stores it; a warp takes the 64 rows of a token.
 template <class C>
-WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const DecodeItem& item,
-                                  int rank) {
+WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const Pending<C>& item,
+                                  int buffer, int rank) {
   const int share = C::kTokens >> p.split_log2, sources = C::kConsumers << p.split_log2;
-  const auto* channel_scale = reinterpret_cast<const float*>(row_block<C>(p, item.row_block) +
-                                                             int64_t(p.k_tiles) * C::kTileBytes);
-  const int row = sm90::lane_index() * 2, n = item.row_block * int4::kTileRows + row;
   for (int local = sm90::thread_index() / 32; local < share; local += C::kConsumers * 4) {
     const int m = item.first_token + rank * share + local;
-    if (m >= p.m || n >= p.n) break;
+    if (m >= p.m || item.n >= p.n) break;
+    const float scale = p.x_scale[m] * kOddCodeScale;
     float2 sum = {0, 0};
     for (int source = 0; source < sources; ++source) {
-      const float2 add = *reinterpret_cast<const float2*>(&s.partial[source * share + local][row]);
+      const float* partial = s.partial[buffer][source * share + local] + sm90::lane_index() * 2;
+      const float2 add = *reinterpret_cast<const float2*>(partial);
       sum.x += add.x;
       sum.y += add.y;
     }
-    const float scale = p.x_scale[m] * kOddCodeScale;
-    const float y0 = sum.x * (scale * channel_scale[row]),
-                y1 = sum.y * (scale * channel_scale[row + 1]);
-    store_pair(p, m, n, y0, y1);
+    store_pair(p, m, item.n, sum.x * (scale * item.channel_scale.x) + item.bias.x,
+               sum.y * (scale * item.channel_scale.y) + item.bias.y);
   }
 }
 
+// The item number `index` of this CTA: its place among the two buffers, and their barriers' parity.
+struct Turn {
+  int buffer;
+  uint32_t parity;
+  WLIB_DEVICE explicit Turn(int index) : buffer(index % 2), parity(index / 2 % 2) {}
+};
+
+template <class C>
+WLIB_DEVICE void finish(DecodeSmem<C>& s, const DecodeParams& p, const Pending<C>& item, Turn turn,
+                        int rank) {
+  sm90::mbarrier_wait_cluster(s.gathered[turn.buffer], turn.parity);
+  reduce_and_store<C>(s, p, item, turn.buffer, rank);
+  arrive_everywhere(s.consumed[turn.buffer], p);
+}
+
+// An item is finished only after the next one's products, so that nobody waits for the exchange.
 template <class C>
 WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int index) {
   Consumer<C> consumer(s, index);
-  uint32_t parity = 0;  // of the items
-  for (int i = first_item(p); i < p.items; i += item_stride(p), parity ^= 1) {
-    const DecodeItem item(p, rank, i, C::kTokens);
+  int done = 0;  // items scattered
+  DecodeItem item(p, rank, first_item(p), C::kTokens);
+  for (int i = first_item(p); i < p.items; i += item_stride(p), ++done) {
+    const Pending<C> before(p, item);
+    item = DecodeItem(p, rank, i, C::kTokens);
     float sum[C::kRegs] = {};
-    for (int k = item.first_tile + index; k < item.end_tile; k += C::kConsumers)
+    const int tiles = item.end_tile - item.first_tile;
+    for (int left = (tiles - index + C::kConsumers - 1) / C::kConsumers; left > 0; --left)
       multiply_tile(consumer, sum);
-    sm90::mbarrier_wait_cluster(s.consumed, parity ^ 1);
-    scatter<C>(s, p, item, rank * C::kConsumers + index, sum);
-    arrive_everywhere(s.gathered, p);
-    sm90::mbarrier_wait_cluster(s.gathered, parity);
-    reduce_and_store<C>(s, p, item, rank);
-    arrive_everywhere(s.consumed, p);
+    const Turn turn(done);
+    sm90::mbarrier_wait_cluster(s.consumed[turn.buffer], turn.parity ^ 1);
+    scatter<C>(s, p, item, turn.buffer, rank * C::kConsumers + index, sum);
+    arrive_everywhere(s.gathered[turn.buffer], p);
+    if (done > 0) finish<C>(s, p, before, Turn(done - 1), rank);
   }
+  if (done > 0) finish<C>(s, p, Pending<C>(p, item), Turn(done - 1), rank);
 }
 
 template <class C>
 WLIB_DEVICE void init_barriers(DecodeSmem<C>& s, const DecodeParams& p) {
   constexpr int kWarps = 4;  // of a warpgroup
-  sm90::debug_name(&s.gathered, 8, "gathered");
-  sm90::debug_name(&s.consumed, 8, "consumed");
-  sm90::mbarrier_init(s.gathered, (C::kConsumers * kWarps) << p.split_log2);
-  sm90::mbarrier_init(s.consumed, (C::kConsumers * kWarps) << p.split_log2);
+  sm90::debug_name(s.gathered, sizeof s.gathered, "gathered");
+  sm90::debug_name(s.consumed, sizeof s.consumed, "consumed");
+  for (int buffer = 0; buffer < 2; ++buffer) {
+    sm90::mbarrier_init(s.gathered[buffer], (C::kConsumers * kWarps) << p.split_log2);
+    sm90::mbarrier_init(s.consumed[buffer], (C::kConsumers * kWarps) << p.split_log2);
+  }
   for (int g = 0; g < C::kConsumers; ++g) s.ring[g].init(/*readers=*/kWarps);
 }
 

@@ -27,14 +27,14 @@ WLIB_DEVICE float load_bias(const void* bias, FloatType type, int n) {
   }
 }
 
-// y[m, n] and, if it exists, y[m, n + 1]; n is even. Params has bias, y, n and their types.
+WLIB_DEVICE float2 load_bias_pair(const void* bias, FloatType type, int n, bool both) {
+  return {load_bias(bias, type, n), both ? load_bias(bias, type, n + 1) : 0.0f};
+}
+
+// y[m, n] and, if it exists, y[m, n + 1]; n is even. Params has y, n and out_type.
 template <class Params>
 WLIB_DEVICE void store_pair(const Params& p, int m, int n, float y0, float y1) {
   const bool both = n + 1 < p.n, aligned = p.n % 2 == 0;  // y itself is aligned to 16 bytes
-  if (p.bias) {
-    y0 += load_bias(p.bias, p.bias_type, n);
-    if (both) y1 += load_bias(p.bias, p.bias_type, n + 1);
-  }
   const int64_t at = int64_t(m) * p.n + n;
   switch (p.out_type) {
     case FloatType::kFloat32:

@@ -16,13 +16,4 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
-// The same value, of which the compiler knows nothing: a constant then stays in its register
-// instead of being made anew for every use.
-WLIB_DEVICE uint32_t opaque(uint32_t value) {
-#if WLIB_ON_DEVICE
-  asm volatile("" : "+r"(value));
-#endif
-  return value;
-}
-
 }  // namespace wlib::sm90
