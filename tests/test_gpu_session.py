@@ -8,14 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import gpu_session
 import pytest
+from gpu_session import Step, run_step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-
-import gpu_session  # noqa: E402
-from gpu_session import Step, run_step, run_steps  # noqa: E402
-
 PYTHON = sys.executable
 
 

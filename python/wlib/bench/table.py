@@ -73,15 +73,24 @@ def _show_live(points: Iterable[Point], total: int, title: str) -> Iterator[Poin
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
     from rich.table import Table
 
-    table = Table(*COLUMNS, title=title)
     progress = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = progress.add_task("points", total=total)
-    with Live(Group(table, progress), refresh_per_second=4, vertical_overflow="visible") as live:
+    lines: list[list[str]] = []
+
+    def render(shown: list[list[str]]) -> Group:
+        table = Table(title=title)
+        for name in COLUMNS:
+            table.add_column(name, justify="left" if name in ("shape", "arm") else "right")
+        for line in shown:
+            table.add_row(*line)
+        return Group(table, progress)
+
+    with Live(render([]), refresh_per_second=4) as live:
         for point in points:
-            for line in point_cells(point):
-                table.add_row(*line)
-            table.add_section()
+            lines += point_cells(point)
             for arm, message in point.failures.items():
                 live.console.print(f"{arm}: {message}", markup=False)
             progress.advance(task)
+            live.update(render(lines[-max(1, live.console.height - 7) :]))  # what the screen holds
             yield point
+        live.update(render(lines))
