@@ -103,3 +103,9 @@ def test_only_our_functions_are_exported() -> None:
 
 def test_size() -> None:
     assert library_path().stat().st_size < MAX_BYTES
+
+
+def test_no_path_of_the_building_machine() -> None:
+    named = re.findall(rb"[\w./+-]+\.(?:h|cpp)\b", library_path().read_bytes())
+    assert b"csrc/library.cpp" in named  # error messages say where they come from
+    assert not [path for path in named if path.startswith(b"/")]
