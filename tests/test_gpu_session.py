@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-import gpu_session
 import pytest
+
+import gpu_session
 from gpu_session import Step, run_step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
