@@ -164,3 +164,61 @@ def random_problem(rng: np.random.Generator, shape: Shape) -> Problem:
         x_scale=x_scale,
         bias=None,
     )
+
+
+class Instance(NamedTuple):
+    """An instance of the decode kernel, as wlib_probe.int4fp8_decode_instances() lists them."""
+
+    tokens: int
+    consumers: int
+    stages: int
+    groups_per_tile: int
+    zero_points: bool
+
+
+INSTANCES = [Instance(*row) for row in probe.int4fp8_decode_instances()]
+
+
+def group_sizes(instance: Instance, k: int) -> list[int]:
+    """Those that the instance serves for rows of k weights."""
+    if instance.groups_per_tile > 1:
+        sizes = [128 // instance.groups_per_tile]
+    else:
+        sizes = [*range(128, k, 128), k]
+    return [size for size in sizes if k % size == 0]
+
+
+class Result(NamedTuple):
+    y: npt.NDArray[Any]  # float32, float16, or uint16 with the bits of bfloat16
+    findings: list[Any]
+
+
+def decode(
+    problem: Problem,
+    instance: Instance,
+    split: int = 1,
+    clusters: int = 1,
+    out: type[np.generic] = np.float32,
+    packed: npt.NDArray[np.uint8] | None = None,
+    module: Any = probe,
+    **options: Any,
+) -> Result:
+    """Run the decode kernel: `clusters` clusters of `split` CTAs share the work."""
+    poison = 0x7FC1 if out is np.uint16 else np.nan
+    y = np.full((problem.shape.m, problem.shape.n), poison, out)
+    report = module.int4fp8_decode(
+        problem.x,
+        problem.packed() if packed is None else packed,
+        problem.x_scale,
+        problem.bias,
+        y,
+        groups_per_tile=instance.groups_per_tile,
+        zero_points=instance.zero_points,
+        tokens=instance.tokens,
+        consumers=instance.consumers,
+        stages=instance.stages,
+        split=split,
+        clusters=clusters,
+        options=module.Options(**options),
+    )
+    return Result(y, report.findings)
