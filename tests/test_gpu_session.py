@@ -43,11 +43,17 @@ def test_a_failing_command_is_named_and_the_next_step_runs() -> None:
     steps = [
         Step("bad", 20, {"x": python("raise SystemExit(3)"), "y": python("")}),
         Step("good", 20, {"": python("")}),
-        Step("elsewhere", 20, {"": ["no-such-tool"]}, needs="no-such-tool"),
+        Step("elsewhere", 20, {"x": ["no-such-tool"], "y": ["no-such-tool", "again"]}),
+        Step("in part", 20, {"x": ["no-such-tool"], "y": python("raise SystemExit(1)")}),
     ]
     results = run_steps(steps, io.StringIO())
-    assert [result.status for result in results] == ["x: exit code 3", "passed", "not run"]
-    assert [result.failed for result in results] == [True, False, False]
+    assert [result.status for result in results] == [
+        "x: exit code 3",
+        "passed",
+        "not run (no no-such-tool)",
+        "y: exit code 1 (no no-such-tool)",
+    ]
+    assert [result.failed for result in results] == [True, False, False, True]
 
 
 def test_a_step_out_of_time_is_stopped_with_its_children(tmp_path: Path) -> None:
