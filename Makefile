@@ -28,6 +28,7 @@ gpu-package: build
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -r python/wlib build/gpu/wlib
 	cp $(BUILD)/_C.so build/gpu/wlib/
+	git describe --always --dirty --abbrev=12 > build/gpu/wlib/COMMIT
 
 setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml tools/setup_env.py tools/constraints.txt

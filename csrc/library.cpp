@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(wlib, m) {
   m.def(
       "int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
       "bias=None, "
-      "int layout_version=1, Tensor(a!) out) -> Tensor(a!)");
+      "int layout_version=1, Tensor(a!) out) -> ()");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import wlib
 from wlib.info import Info
@@ -43,6 +44,29 @@ def wrong_installation(info: Info, package: Path) -> str | None:
     if info.build_id != source_hash():
         return f"{library} (build {info.build_id}) is older than the sources: run `make build`"
     return None
+
+
+def missing_gpu() -> str | None:
+    """Why the Hopper kernels cannot run here, or None."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.cuda.get_device_capability()[0] != 9:
+        return f"{torch.cuda.get_device_name()} is not an sm_90 GPU"
+    if "sm_90a" not in wlib.info().cuda_kernels:
+        return "wlib was built without CUDA"
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU; with WLIB_REQUIRE_GPU=1 a missing one is an error instead."""
+    reason = missing_gpu()
+    if reason and os.environ.get("WLIB_REQUIRE_GPU") == "1":
+        raise pytest.UsageError(f"WLIB_REQUIRE_GPU=1, but {reason}")
+    for item in items:
+        if ROOT / "tests" / "gpu" in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+        if reason and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"needs an sm_90 GPU: {reason}"))
 
 
 def pytest_sessionstart() -> None:

@@ -142,9 +142,9 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
   return out;
 }
 
-Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
-                int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
-                const Tensor& out) {
+void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
+              int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
+              const Tensor& out) {
   const Checker check("int4fp8_gemm");
   const Arguments a{x, weight, x_scale, n, group_size, bias, layout_version};
   check.floating(out.scalar_type(), "out");
@@ -152,8 +152,8 @@ Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, in
   check.shape(out, "out", out_shape(a));
   check.same_device(out, "out", x, "x");
   check.contiguous(out, "out");
+  if (out.is_cuda()) check.aligned(out.const_data_ptr(), "out", 16);  // stored in pairs
   run(check, a, p, out);
-  return out;
 }
 
 }  // namespace wlib::int4fp8

@@ -15,9 +15,9 @@ using torch::stable::Tensor;
 Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
             int64_t group_size, std::optional<Tensor> bias, std::optional<ScalarType> out_dtype,
             int64_t layout_version);
-Tensor gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
-                int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
-                const Tensor& out);
+void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
+              int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
+              const Tensor& out);
 std::tuple<Tensor, Tensor> quantize(const Tensor& x);
 
 }  // namespace wlib::int4fp8

@@ -13,10 +13,9 @@
 // - (1+2z) = 2 (q-z).
 #pragma once
 
+#include "int4fp8/sm90_decode_config.h"
 #include "int4fp8/sm90_store.h"
-#include "wlib/layout/int4_tile.h"
 #include "wlib/numerics/odd_code.h"
-#include "wlib/params/int4fp8.h"
 #include "wlib/sm90/bits.h"
 #include "wlib/sm90/cluster.h"
 #include "wlib/sm90/copy.h"
@@ -25,46 +24,6 @@
 #include "wlib/sm90/wgmma.h"
 
 namespace wlib::int4fp8 {
-
-// kStages per consumer warpgroup; the product keeps about 125 KB in flight.
-template <int kTokens_, int kGroups_, bool kZeros_, int kConsumers_ = (kTokens_ <= 16 ? 4 : 2),
-          int kStages_ = (kTokens_ == 8    ? 6
-                          : kTokens_ == 32 ? 8
-                                           : 5)>
-struct DecodeConfig {
-  static constexpr int kTokens = kTokens_;        // token tile: 8, 16, 32 or 64
-  static constexpr int kGroups = kGroups_;        // scale groups per k tile: 1, 2 or 4
-  static constexpr bool kZeros = kZeros_;         // zero points
-  static constexpr int kConsumers = kConsumers_;  // warpgroups splitting the CTA's share of K
-  static constexpr int kStages = kStages_;
-  using Wgmma = typename sm90::WgmmaE4M3<kTokens>::Rs;
-  static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
-
-  static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
-  static constexpr int kProducerRegs = 32;
-  static constexpr int kConsumerShare = (65536 / 128 - kProducerRegs) / kConsumers / 8 * 8;
-  static constexpr int kConsumerRegs = kConsumerShare < 240 ? kConsumerShare : 240;
-  static constexpr int kTileBytes = int4::Layout{kGroups, kZeros}.tile_bytes();
-  static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
-  static constexpr int kSteps = 4 / kGroups;  // k steps of 32 columns per group
-  static_assert(kProducerRegs <= sm90::launch_registers(kThreads) &&
-                    sm90::launch_registers(kThreads) <= kConsumerRegs,
-                "setmaxnreg would go the wrong way");
-};
-
-struct DecodeParams {
-  sm90::TensorMap x;      // [m, k] E4M3, box kTokens x 128, 128-byte swizzle; zeros beyond m and k
-  const uint8_t* weight;  // packed, see layout/int4_tile.h
-  const float* x_scale;   // [m]
-  const void* bias;       // [n] or null
-  void* y;                // [m, n]
-  int m, n, k_tiles;
-  int token_blocks;  // items: row_blocks x token_blocks, tokens fastest, so that neighbours share
-                     // weights
-  int items;
-  int split_log2;  // CTAs per cluster
-  FloatType bias_type, out_type;
-};
 
 constexpr int kPartialPitch = int4::kTileRows + 4;  // floats; the 4 spread a store over all banks
 

@@ -7,7 +7,6 @@
 
 #include "int4fp8/sm90_decode.h"
 #include "int4fp8/sm90_quantize.h"
-#include "wlib/sm90/tensor_map.h"
 
 namespace wlib::int4fp8 {
 namespace {
@@ -20,22 +19,9 @@ sim::Buffer input(const void* data, int64_t bytes, const char* name) {
 
 template <class C>
 sim::Report run(const GemmParams& g, const DecodeLaunch& launch, const sim::Options& options) {
-  DecodeParams p{};
-  p.weight = g.weight;
-  p.x_scale = g.x_scale;
-  p.bias = g.bias;
-  p.y = g.y;
-  p.m = int(g.m);
-  p.n = int(g.n);
-  p.k_tiles = int(int4::ceil_div(g.k, int4::kTileColumns));
-  p.token_blocks = int(int4::ceil_div(g.m, C::kTokens));
+  DecodeParams p;
+  make_decode_params<C>(g, std::countr_zero(unsigned(launch.split)), &p);
   const int row_blocks = int(int4::ceil_div(g.n, int4::kTileRows));
-  p.items = row_blocks * p.token_blocks;
-  p.split_log2 = std::countr_zero(unsigned(launch.split));
-  p.bias_type = g.bias_type;
-  p.out_type = g.out_type;
-  sm90::make_tensor_map(&p.x, {g.x, uint64_t(g.m), uint64_t(g.k), uint64_t(g.x_stride), C::kTokens,
-                               int4::kTileColumns, 1});
   const int64_t block_bytes = int4::Layout{C::kGroups, C::kZeros}.block_bytes(p.k_tiles);
   const std::vector<sim::Buffer> buffers = {
       input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
