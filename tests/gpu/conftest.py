@@ -5,8 +5,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(autouse=True)
 def _device_still_works() -> Iterator[None]:
