@@ -2,11 +2,12 @@
 # at run time. The file puts everything into `namespace wlib::<family>::WLIB_ISA`.
 
 set(WLIB_ISA_FLAGS_baseline "")
-set(WLIB_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(WLIB_ISA_FLAGS_avx2 -mavx2 -mfma)
+set(WLIB_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
 
 function(wlib_cpu_kernels source)
   cmake_path(GET source STEM stem)
-  foreach(isa baseline avx2)
+  foreach(isa baseline avx2 avx512)
     add_library(${stem}_${isa} OBJECT ${source})
     target_link_libraries(${stem}_${isa} PRIVATE wlib_headers)
     target_compile_options(${stem}_${isa} PRIVATE -O3 -fno-math-errno -fno-trapping-math -Wno-psabi ${WLIB_ISA_FLAGS_${isa}})

@@ -13,6 +13,9 @@
 #include "int4fp8/cpu_kernels.h"
 
 namespace wlib::int4fp8 {
+namespace avx512 {
+extern const CpuKernels kKernels;
+}
 namespace avx2 {
 extern const CpuKernels kKernels;
 }
@@ -21,8 +24,17 @@ extern const CpuKernels kKernels;
 }
 
 const CpuKernels& cpu_kernels() {
-  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return avx2 ? avx2::kKernels : baseline::kKernels;
+  static const CpuKernels& best = [&]() -> const CpuKernels& {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      return avx512::kKernels;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      return avx2::kKernels;
+    }
+    return baseline::kKernels;
+  }();
+  return best;
 }
 
 namespace {

@@ -11,11 +11,16 @@ namespace wlib::int4fp8::WLIB_ISA {
 namespace {
 
 using Float4 = float __attribute__((vector_size(16)));
-using Float8 = float __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+using Floats = float __attribute__((vector_size(kLanes * 4)));
+constexpr int kParts = 16 / kLanes;  // vectors that hold 8 columns of each of two steps
 
 constexpr int kRun =
     64;  // the codes of a row in half a tile are one run of bytes, shared with row + 8
-constexpr int kLanes = 8;  // columns 4c..4c+3 and 16+4c..16+4c+3 of a step lie side by side
 
 // Column in the half tile -> place in the run.
 constexpr int run_offset(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
@@ -42,13 +47,18 @@ void decode_run(const uint8_t* bytes, Codes& codes) {
   for (int i = 0; i < kRun; ++i) codes.b[i] = float(b[i]);
 }
 
-Float8 load_floats(const float* x) {
-  Float8 value;
+Floats load_floats(const float* x) {
+  Floats value;
   std::memcpy(&value, x, sizeof value);
   return value;
 }
-float horizontal_sum(Float8 v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+float add_lanes(const Floats (&v)[kParts]) {
+  float lanes[kParts * kLanes];
+  std::memcpy(lanes, v, sizeof lanes);
+  for (int width = kParts * kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
 }
 
 // Scale and zero point of a row for each of a tile's four steps.
@@ -96,22 +106,38 @@ void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* val
 
 // The running sums of one token for rows r and r + 8; lanes are added up at the end.
 struct PairSum {
-  Float8 a{}, b{};
+  Floats a[kParts]{}, b[kParts]{};
   float zero_a = 0, zero_b = 0;
 };
 
-void multiply_run(const Codes& codes, const float* x, const RowScales (&scales)[2], int half,
-                  PairSum& sum) {
-  for (int step = 0; step < 2; ++step) {
-    Float8 a{}, b{};
+// A run holds, for c = 0..3, columns 4c..4c+3 and 16+4c..16+4c+3 of its first step, then of its
+// second.
+struct RunScales {
+  Floats part[kParts];
+  RunScales(const RowScales& row, int half) {
+    const Floats first = Floats{} + row.scale[half * 2],
+                 second = Floats{} + row.scale[half * 2 + 1];
+    part[0] = first;
+    if constexpr (kParts == 2) {
+      part[1] = second;
+    } else {
+      std::memcpy(reinterpret_cast<float*>(part) + 8, &second, 8 * sizeof(float));
+    }
+  }
+};
+
+void multiply_run(const Codes& codes, const float* x, const RunScales& scale_a,
+                  const RunScales& scale_b, PairSum& sum) {
+  for (int part = 0; part < kParts; ++part) {
+    Floats a{}, b{};
     for (int c = 0; c < 4; ++c) {
-      const int at = c * 16 + step * kLanes;
-      const Float8 value = load_floats(x + at);
+      const int at = c * 16 + part * kLanes;
+      const Floats value = load_floats(x + at);
       a += value * load_floats(codes.a + at);
       b += value * load_floats(codes.b + at);
     }
-    sum.a += a * scales[0].scale[half * 2 + step];
-    sum.b += b * scales[1].scale[half * 2 + step];
+    sum.a[part] += a * scale_a.part[part];
+    sum.b[part] += b * scale_b.part[part];
   }
 }
 
@@ -123,9 +149,10 @@ void multiply_pair(const uint8_t* block, int64_t k_tiles, int4::Layout layout, i
                                  load_scales(block, layout, row + 8)};
     for (int half = 0; half < 2; ++half) {
       decode_run(run_of(block, half, row), codes);
+      const RunScales scale_a(scales[0], half), scale_b(scales[1], half);
       for (int64_t token = 0; token < m; ++token) {
-        multiply_run(codes, values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun,
-                     scales, half, sums[token]);
+        const float* x = values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun;
+        multiply_run(codes, x, scale_a, scale_b, sums[token]);
       }
     }
     if (!layout.zero_points) continue;
@@ -149,8 +176,8 @@ void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, 
       multiply_pair(block, k_tiles, layout, row, values + first * k_tiles * int4::kTileColumns,
                     step_sums + first * k_tiles * 4, count, sums);
       for (int64_t token = 0; token < count; ++token) {
-        out[row * m + first + token] = horizontal_sum(sums[token].a) - sums[token].zero_a;
-        out[(row + 8) * m + first + token] = horizontal_sum(sums[token].b) - sums[token].zero_b;
+        out[row * m + first + token] = add_lanes(sums[token].a) - sums[token].zero_a;
+        out[(row + 8) * m + first + token] = add_lanes(sums[token].b) - sums[token].zero_b;
       }
     }
   }
