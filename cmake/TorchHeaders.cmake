@@ -7,7 +7,7 @@ find_package(Python 3.10 REQUIRED COMPONENTS Interpreter)
 function(wlib_find_package_dir module out)
   execute_process(
     COMMAND ${Python_EXECUTABLE} -c
-            "import importlib.util as u, os; s = u.find_spec('${module}'); print(os.path.dirname(s.origin) if s and s.origin else '')"
+            "import importlib.util as u, os; s = u.find_spec('${module}'); print(os.path.dirname(os.path.realpath(s.origin)) if s and s.origin else '')"
     OUTPUT_VARIABLE dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
   set(${out} "${dir}" PARENT_SCOPE)
 endfunction()

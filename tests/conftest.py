@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,25 +11,11 @@ import pytest
 import torch
 
 import wlib
+from source_tree import ROOT, source_hash
 from wlib.info import Info
 
-ROOT = Path(__file__).resolve().parents[1]
 # The package in the tree, and the copy that `make gpu-package` lays out.
 PACKAGES = (ROOT / "python" / "wlib", ROOT / "build" / "gpu" / "wlib")
-
-
-def source_hash() -> str:
-    """The build id of the sources as they are now; the same recipe as in cmake/BuildId.cmake."""
-    folders = {"csrc": ("*.cpp", "*.cu", "*.h"), "include": ("*.h",)}
-    sources = sorted(
-        path.relative_to(ROOT).as_posix()
-        for folder, patterns in folders.items()
-        for pattern in patterns
-        for path in (ROOT / folder).rglob(pattern)
-        if ROOT / "csrc" / "probe" not in path.parents
-    )
-    lines = (f"{name} {hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}" for name in sources)
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:12]
 
 
 def wrong_installation(info: Info, package: Path) -> str | None:

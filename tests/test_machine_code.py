@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import machine_code
-from build_commands import compile_command
 from machine_code import Kernel
+from source_tree import compile_command
 from wlib._load import library_path, text
 
 # A hand-written kernel takes 2 to 6 s to compile; a cold CI run has 15 minutes for all of them.

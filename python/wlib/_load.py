@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from . import __path__ as _package_folders  # two of an editable install: sources and library
+
 _NAME = "_C.so"
 
 
@@ -18,11 +20,10 @@ def library_path() -> Path:
     Raises:
         ImportError: none of the places holds a library.
     """
-    package = Path(__file__).resolve().parent
     chosen = os.environ.get("WLIB_LIBRARY")
-    places = (
-        [Path(chosen)] if chosen else [package / _NAME, package.parents[1] / "build/dev" / _NAME]
-    )
+    installed = [Path(folder) / _NAME for folder in _package_folders]
+    built = Path(__file__).resolve().parents[2] / "build" / "dev" / _NAME
+    places = [Path(chosen)] if chosen else [*installed, built]
     for place in places:
         if place.exists():
             return place
