@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -23,18 +24,20 @@ namespace baseline {
 extern const CpuKernels kKernels;
 }
 
+// The best set this processor has. $WLIB_CPU_ISA may name a lesser one, so that tests reach them
+// all; any other name changes nothing.
+static const CpuKernels& choose_kernels() {
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const std::string wanted = std::getenv("WLIB_CPU_ISA") ? std::getenv("WLIB_CPU_ISA") : "";
+  if (wanted == "baseline" || !avx2) return baseline::kKernels;
+  return wanted == "avx2" || !avx512 ? avx2::kKernels : avx512::kKernels;
+}
+
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& best = [&]() -> const CpuKernels& {
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return avx512::kKernels;
-    }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      return avx2::kKernels;
-    }
-    return baseline::kKernels;
-  }();
-  return best;
+  static const CpuKernels& chosen = choose_kernels();
+  return chosen;
 }
 
 namespace {
