@@ -1,0 +1,304 @@
+"""Planted bugs in the decode kernel and its ring: textual edits, and the check that must fire.
+
+`numerics` is the comparison with the float64 reference; every other name is one of the simulator's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL = "csrc/int4fp8/sm90_decode.h"
+CONFIG = "csrc/int4fp8/sm90_decode_config.h"
+STORE = "csrc/int4fp8/sm90_store.h"
+RING = "include/wlib/sm90/ring.h"
+WGMMA = "include/wlib/sm90/wgmma.h"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    name: str
+    caught_by: str
+    file: str
+    edits: tuple[tuple[str, str], ...]  # (old, new), each old text occurring once
+
+
+def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
+    return Mutant(name, caught_by, file, tuple(zip(texts[0::2], texts[1::2], strict=True)))
+
+
+CONTROL = mutant("nothing changed", "", RING, "#pragma once", "#pragma once")
+_RING_MUTANTS = [
+    mutant("empty wait: wrong parity", "deadlock", RING, "at.parity ^ 1", "at.parity"),
+    mutant(
+        "full wait: wrong parity",
+        "smem-race-copy",
+        RING,
+        "mbarrier_wait(full[at.stage], at.parity)",
+        "mbarrier_wait(full[at.stage], at.parity ^ 1)",
+    ),
+    mutant("full wait missing", "smem-race-copy", KERNEL, "  c.ring.wait_full(c.at);\n", ""),
+    mutant("empty wait missing", "mbarrier", KERNEL, "s.ring[g].wait_empty(at[g]);", ""),
+    mutant("stage released without warp_sync", "smem-race", RING, "    warp_sync();", "    //"),
+    mutant("one warp releases for four", "smem-overwrite-wgmma", KERNEL, "/*readers=*/kWarps", "1"),
+    mutant(
+        "stage released before the wgmma wait",
+        "smem-overwrite-wgmma",
+        KERNEL,
+        "  c.ring.release(c.at);\n",
+        "",
+        "    sm90::wgmma_wait<0>(products);",
+        "    c.ring.release(c.at);\n    sm90::wgmma_wait<0>(products);",
+    ),
+    mutant(
+        "barriers initialised without the fence",
+        "mbarrier",
+        RING,
+        "    mbarrier_init_fence();\n",
+        "",
+    ),
+    mutant(
+        "activations not in the expected bytes",
+        "deadlock",
+        KERNEL,
+        "C::kTileBytes + C::kActivationBytes)",
+        "C::kTileBytes)",
+    ),
+    mutant(
+        "producer starts every item at stage 0",
+        "deadlock",
+        KERNEL,
+        "  sm90::RingCursor<C::kStages> at[C::kConsumers];\n",
+        "",
+        "    const uint8_t* tiles =",
+        "    sm90::RingCursor<C::kStages> at[C::kConsumers];\n    const uint8_t* tiles =",
+    ),
+    mutant(
+        "every lane of the producer warp loads",
+        "mbarrier",
+        KERNEL,
+        "if (sm90::elect()) produce",
+        "produce",
+    ),
+]
+_WGMMA_MUTANTS = [
+    mutant(
+        "wgmma wait missing", "wgmma-register", KERNEL, "    sm90::wgmma_wait<0>(products);", ""
+    ),
+    mutant("wgmma commit missing", "wgmma-register", KERNEL, "  sm90::wgmma_commit();\n", ""),
+    mutant(
+        "no fence after the fragments are decoded",
+        "wgmma-fence",
+        KERNEL,
+        "  if (group == 0) load_fragments(tile, a);\n  sm90::wgmma_fence();",
+        "  if (group == 0) load_fragments(tile, a);",
+    ),
+    mutant(
+        "no fence before the first wgmma",
+        "wgmma-fence",
+        KERNEL,
+        "x_sums : products;\n  sm90::wgmma_fence();",
+        "x_sums : products;",
+    ),
+    mutant(
+        "next fragments decoded during the wgmma",
+        "wgmma-register",
+        KERNEL,
+        "  // while the tensor cores work",
+        "load_fragments(tile, a);",
+    ),
+    mutant(
+        "descriptor without swizzle",
+        "wgmma-descriptor",
+        WGMMA,
+        "kSwizzle128 = 1,",
+        "kSwizzle128 = 0,",
+    ),
+    mutant(
+        "descriptor steps of 16 bytes",
+        "numerics",
+        WGMMA,
+        "kDescriptorKStep = 2",
+        "kDescriptorKStep = 1",
+    ),
+    mutant(
+        "consumers take all registers",
+        "deadlock",
+        CONFIG,
+        "kConsumerRegs = kConsumerShare < 240 ? kConsumerShare : 240",
+        "kConsumerRegs = 256",
+    ),
+]
+_CLUSTER_MUTANTS = [
+    mutant(
+        "no barrier after the initialisation",
+        "mbarrier",
+        KERNEL,
+        "init_barriers<C>(s, p);\n  sm90::cluster_sync();",
+        "init_barriers<C>(s, p);",
+    ),
+    mutant(
+        "CTA barrier after the initialisation",
+        "mbarrier",
+        KERNEL,
+        "init_barriers<C>(s, p);\n  sm90::cluster_sync();",
+        "init_barriers<C>(s, p);\n  sm90::block_sync();",
+    ),
+    mutant(
+        "exit while peers arrive",
+        "exit",
+        KERNEL,
+        "  sm90::cluster_sync();  // peers",
+        "  // peers",
+    ),
+    mutant(
+        "partial sums acquired in the CTA only",
+        "smem-race",
+        KERNEL,
+        "mbarrier_wait_cluster(s.gathered[",
+        "mbarrier_wait(s.gathered[",
+    ),
+    mutant(
+        "partial sums not waited for",
+        "smem-uninitialised",
+        KERNEL,
+        "  sm90::mbarrier_wait_cluster(s.gathered[turn.buffer], turn.parity);\n",
+        "",
+    ),
+    mutant(
+        "partial sums overwritten",
+        "smem-race",
+        KERNEL,
+        "    sm90::mbarrier_wait_cluster(s.consumed[turn.buffer], turn.parity ^ 1);\n",
+        "",
+    ),
+    mutant(
+        "partial sums overwritten before the peers' reads are known",
+        "smem-race",
+        KERNEL,
+        "mbarrier_wait_cluster(s.consumed[",
+        "mbarrier_wait(s.consumed[",
+    ),
+    mutant(
+        "arrival without warp_sync",
+        "smem-race",
+        KERNEL,
+        "  sm90::warp_sync();\n  if (sm90::lane_index() < 1",
+        "  if (sm90::lane_index() < 1",
+    ),
+    mutant(
+        "arrivals of one CTA awaited",
+        "deadlock",
+        KERNEL,
+        "mbarrier_init(s.gathered[buffer], (C::kConsumers * kWarps) << p.split_log2)",
+        "mbarrier_init(s.gathered[buffer], C::kConsumers * kWarps)",
+    ),
+    mutant("parity of the items stays", "smem-race", KERNEL, "parity(index / 2 % 2)", "parity(0)"),
+    mutant(
+        "one buffer for two items", "smem-race", KERNEL, "&s.partial[buffer][", "&s.partial[0]["
+    ),
+    mutant(
+        "item finished in the buffer of the next",
+        "deadlock",
+        KERNEL,
+        "Turn(done - 1), rank);\n  }",
+        "Turn(done), rank);\n  }",
+    ),
+    mutant(
+        "partial sums share a place",
+        "smem-race",
+        KERNEL,
+        "[source * share + token % share]",
+        "[source + token % share]",
+    ),
+]
+_VALUE_MUTANTS = [
+    mutant(
+        "nibbles swapped",
+        "numerics",
+        KERNEL,
+        "uint32_t word, uint32_t& a, uint32_t& b",
+        "uint32_t word, uint32_t& b, uint32_t& a",
+    ),
+    mutant(
+        "correction of the odd codes with the wrong sign",
+        "numerics",
+        KERNEL,
+        "kOddPlusOne : kOddMinusOne",
+        "kOddPlusOne : kOddPlusOne",
+    ),
+    mutant(
+        "scales of rows r and r + 8 swapped",
+        "numerics",
+        KERNEL,
+        "rows.scale[v / 2 % 2]",
+        "rows.scale[1 - v / 2 % 2]",
+    ),
+    mutant(
+        "zero points of rows r and r + 8 swapped",
+        "numerics",
+        KERNEL,
+        "rows.zero[v / 2 % 2]",
+        "rows.zero[1 - v / 2 % 2]",
+    ),
+    mutant(
+        "second group takes the scales of the first",
+        "numerics",
+        KERNEL,
+        "const RowPair<C> rows(tile, group)",
+        "const RowPair<C> rows(tile, 0)",
+    ),
+    mutant(
+        "activations of the wrong tile",
+        "numerics",
+        KERNEL,
+        "(k + g) * int4::kTileColumns",
+        "k * int4::kTileColumns",
+    ),
+    mutant(
+        "a k tile added up twice",
+        "numerics",
+        KERNEL,
+        "(rank + 1) >> p.split_log2)",
+        "(rank + 1) >> p.split_log2) + (rank == 0 && p.split_log2)",
+    ),
+    mutant(
+        "sums carried into the next item",
+        "numerics",
+        KERNEL,
+        "    float sum[C::kRegs] = {};\n",
+        "",
+        "  int done = 0;",
+        "  float sum[C::kRegs] = {};\n  int done = 0;",
+    ),
+    mutant(
+        "odd row tail written", "global-bounds", STORE, "both = n + 1 < p.n", "both = n + 1 <= p.n"
+    ),
+    mutant(
+        "bias read beyond the odd row tail",
+        "global-bounds",
+        STORE,
+        "both ? load_bias(bias, type, n + 1) : 0.0f",
+        "load_bias(bias, type, n + 1)",
+    ),
+    mutant(
+        "one token too many",
+        "global-bounds",
+        KERNEL,
+        "m >= p.m || item.n >= p.n",
+        "m > p.m || item.n >= p.n",
+    ),
+]
+MUTANTS = [*_RING_MUTANTS, *_WGMMA_MUTANTS, *_CLUSTER_MUTANTS, *_VALUE_MUTANTS]
+
+
+def apply(mutant: Mutant, overlay: Path) -> None:
+    """Write the changed header below `overlay` at the path by which it is included."""
+    text = (ROOT / mutant.file).read_text()
+    for old, new in mutant.edits:
+        assert text.count(old) == 1, f"{mutant.name}: {old!r} occurs {text.count(old)} times"
+        text = text.replace(old, new)
+    target = overlay / Path(mutant.file).relative_to(Path(mutant.file).parts[0])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text)
