@@ -1,7 +1,9 @@
 #include "probe/bind.h"
 
 PYBIND11_MODULE(wlib_probe, m) {
-  m.doc() = "Test-only: the simulator and kernels that run in it.";
+  m.doc() = "Test-only: number formats, layouts, the simulator and kernels that run in it.";
+  wlib::probe::bind_numerics(m);
+  wlib::probe::bind_layout(m);
   wlib::probe::bind_simulator(m);
   wlib::probe::bind_primitives(m);
   wlib::probe::bind_int4fp8(m);

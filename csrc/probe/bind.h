@@ -13,6 +13,8 @@ namespace py = pybind11;
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
+void bind_numerics(py::module_& m);
+void bind_layout(py::module_& m);
 void bind_simulator(py::module_& m);
 void bind_primitives(py::module_& m);
 void bind_int4fp8(py::module_& m);
