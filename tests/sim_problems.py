@@ -6,25 +6,24 @@ import dataclasses
 import importlib
 import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from source_tree import BUILD
 
-ROOT = Path(__file__).resolve().parents[1]
-PROBE_DIR = Path(os.environ.get("WLIB_PROBE_DIR", ROOT / "build" / "dev"))
+Array = npt.NDArray[Any]
 
 
 def load_probe() -> Any:
     """The module wlib_probe of the development build, or of $WLIB_PROBE_DIR."""
-    sys.path.insert(0, str(PROBE_DIR))
+    folder = os.environ.get("WLIB_PROBE_DIR", str(BUILD))
+    sys.path.insert(0, folder)
     try:
         return importlib.import_module("wlib_probe")
     finally:
-        sys.path.remove(str(PROBE_DIR))
+        sys.path.remove(folder)
 
 
 probe = load_probe()

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import pickle
-import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,8 @@ import numpy as np
 import pytest
 
 from sim.mutants import CONTROL, MUTANTS, Mutant, apply
-from sim_problems import INSTANCES, PROBE_DIR, ROOT, Shape, exact_problem
+from sim_problems import INSTANCES, Shape, exact_problem
+from source_tree import BUILD, ROOT, compile_command
 
 SOURCE = ROOT / "csrc" / "probe" / "sim_int4fp8.cpp"
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]
@@ -37,28 +37,20 @@ def make_cases() -> list[tuple[Any, dict[str, Any]]]:
     return cases
 
 
-def compile_command() -> list[str]:
-    """How the development build compiles the instrumented file."""
-    entries = json.loads((PROBE_DIR / "compile_commands.json").read_text())
-    (entry,) = (e for e in entries if Path(e["directory"], e["file"]).resolve() == SOURCE)
-    return shlex.split(entry["command"])
-
-
 def build(mutant: Mutant, folder: Path) -> None:
     """Compile the instrumented file with the changed header first, link the other objects."""
     apply(mutant, folder / "overlay")
-    command = compile_command()
-    at = command.index("-o")
-    replaced = Path(command[at + 1]).name
-    command[at + 1] = str(folder / replaced)
+    command = compile_command(SOURCE.name)
     flags = next(i for i, word in enumerate(command) if word.startswith("-"))
     compiler = command[:flags]  # perhaps behind ccache
     command[flags:flags] = [f"-I{folder / 'overlay'}", "-DWLIB_SIM_ONLY_SMALL"]
-    objects = (PROBE_DIR / "CMakeFiles" / "wlib_probe.dir").rglob("*.o")
-    others = [str(path) for path in objects if path.name != replaced]
-    module = ["-o", str(folder / "wlib_probe.so"), str(folder / replaced), *others]
-    for step in (command, [*compiler, "-shared", "-Wl,-Bsymbolic", *module, "-ldl"]):
-        done = subprocess.run(step, cwd=PROBE_DIR, capture_output=True, text=True)
+    changed = str(folder / f"{SOURCE.name}.o")
+    objects = (BUILD / "CMakeFiles" / "wlib_probe.dir").rglob("*.o")
+    others = [str(path) for path in objects if path.name != Path(changed).name]
+    module = ["-o", str(folder / "wlib_probe.so"), changed, *others]
+    compile_it = [*command, str(SOURCE), "-o", changed]
+    for step in (compile_it, [*compiler, "-shared", "-Wl,-Bsymbolic", *module, "-ldl"]):
+        done = subprocess.run(step, capture_output=True, text=True)
         assert done.returncode == 0, f"{mutant.name}:\n{done.stderr}"
 
 

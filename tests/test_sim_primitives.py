@@ -22,6 +22,40 @@ CHECKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_shared_clocks_behave_like_plain_arrays(seed):
+    """Blocks that clocks share must never show one clock's change in another."""
+    rng = np.random.default_rng(seed)
+    agents = 70
+    clocks = [probe.Knowledge(agents) for _ in range(6)]
+    plain = [np.zeros((2, agents), np.int64) for _ in clocks]
+    for _ in range(400):
+        a, b, agent = rng.integers(6), rng.integers(6), int(rng.integers(agents))
+        match rng.integers(6):
+            case 0:
+                time = int(rng.integers(20))
+                clocks[a].see(agent, time)
+                plain[a][0, agent] = max(plain[a][0, agent], time)
+            case 1:
+                clocks[a].fence(agent)
+                plain[a][1, agent] = plain[a][0, agent]
+            case 2:
+                clocks[a] = clocks[b].copy()
+                plain[a] = plain[b].copy()
+            case 3:
+                clocks[a].meet(clocks[b])
+                plain[a] = np.minimum(plain[a], plain[b])
+            case _:
+                clocks[a].join(clocks[b])
+                plain[a] = np.maximum(plain[a], plain[b])
+        for clock, expected in zip(clocks, plain, strict=True):
+            known = [
+                [clock.seen(i) for i in range(agents)],
+                [clock.fenced(i) for i in range(agents)],
+            ]
+            np.testing.assert_array_equal(known, expected)
+
+
 def schedules():
     for seed, timing in itertools.product(range(2), TIMINGS):
         yield probe.Options(seed=seed, timing=timing, preempt_every=7 * (seed % 2))

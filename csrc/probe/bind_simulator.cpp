@@ -5,6 +5,7 @@
 
 #include "probe/bind.h"
 #include "sim/api.h"
+#include "sim/knowledge.h"
 
 namespace wlib::probe {
 namespace {
@@ -47,6 +48,15 @@ void bind_simulator(py::module_& m) {
       .def_readonly("accesses", &sim::Report::accesses)
       .def_readonly("copies", &sim::Report::copies)
       .def_readonly("wgmmas", &sim::Report::wgmmas);
+  py::class_<sim::Knowledge>(m, "Knowledge")
+      .def(py::init<size_t>())
+      .def("seen", &sim::Knowledge::seen)
+      .def("fenced", &sim::Knowledge::fenced)
+      .def("see", &sim::Knowledge::see)
+      .def("fence", &sim::Knowledge::fence)
+      .def("join", &sim::Knowledge::join)
+      .def("meet", &sim::Knowledge::meet)
+      .def("copy", [](const sim::Knowledge& k) { return sim::Knowledge(k); });
 }
 
 }  // namespace wlib::probe

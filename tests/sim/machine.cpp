@@ -225,9 +225,12 @@ void Machine::report_deadlock() {
   if (blocked.empty()) return;
   std::string text = "all remaining threads wait:";
   for (const auto& [what, who] : blocked) {
-    text += "\n    " + std::to_string(who.size()) + " threads, " +
-            agent_name(first_agent + who.front()) + " .. " + agent_name(first_agent + who.back()) +
-            ": " + what;
+    text += "\n    ";
+    if (who.size() > 1) {
+      text += std::to_string(who.size()) + " threads, " + agent_name(first_agent + who.front()) +
+              " .. ";
+    }
+    text += agent_name(first_agent + who.back()) + ": " + what;
   }
   enter(nullptr);
   find("deadlock", text);
