@@ -187,6 +187,34 @@ def group_sizes(instance: Instance, k: int) -> list[int]:
     return [size for size in sizes if k % size == 0]
 
 
+@dataclasses.dataclass
+class DecodeCase:
+    """An exact problem and how to run it; mutants run it in a process of their own."""
+
+    problem: Problem
+    packed: npt.NDArray[np.uint8]
+    arguments: dict[str, Any]
+
+    def run(self) -> tuple[list[Any], bool]:
+        """Findings, and whether the result is the reference's."""
+        y, findings = decode(self.problem, packed=self.packed, **self.arguments)
+        return findings, np.array_equal(y, self.problem.reference())
+
+
+@dataclasses.dataclass
+class QuantizeCase:
+    """Rows [n, k] of finite float32 and the options of their run."""
+
+    x: npt.NDArray[np.float32]
+    options: dict[str, Any]
+
+    def run(self) -> tuple[list[Any], bool]:
+        """Findings, and whether the result is the reference's."""
+        codes, scale, findings = quantize(self.x, **self.options)
+        expected = quantize_reference(self.x)
+        return findings, all(map(np.array_equal, (codes, scale), expected))
+
+
 class Result(NamedTuple):
     y: npt.NDArray[Any]  # float32, float16, or uint16 with the bits of bfloat16
     findings: list[Any]
@@ -199,13 +227,12 @@ def decode(
     clusters: int = 1,
     out: type[np.generic] = np.float32,
     packed: npt.NDArray[np.uint8] | None = None,
-    module: Any = probe,
     **options: Any,
 ) -> Result:
     """Run the decode kernel: `clusters` clusters of `split` CTAs share the work."""
     poison = 0x7FC1 if out is np.uint16 else np.nan
     y = np.full((problem.shape.m, problem.shape.n), poison, out)
-    report = module.int4fp8_decode(
+    report = probe.int4fp8_decode(
         problem.x,
         problem.packed() if packed is None else packed,
         problem.x_scale,
@@ -218,6 +245,32 @@ def decode(
         stages=instance.stages,
         split=split,
         clusters=clusters,
-        options=module.Options(**options),
+        options=probe.Options(**options),
     )
     return Result(y, report.findings)
+
+
+def nearest_e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Codes of the nearest E4M3 values, ties to even; beyond the largest finite one saturates."""
+    grid = E4M3[:0x7F]
+    magnitude = np.minimum(np.abs(values.astype(np.float64)), grid[-1])
+    high = np.minimum(np.searchsorted(grid, magnitude), len(grid) - 1)
+    low = np.maximum(high - 1, 0)
+    up, down = grid[high] - magnitude, magnitude - grid[low]
+    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
+    return (code | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
+
+
+def quantize_reference(x: npt.NDArray[np.float32]) -> tuple[Array, Array]:
+    """Codes [rows, k] and scales [rows] of finite rows: scale = max |x| / 448 in float32."""
+    scale = np.abs(x).max(axis=1) / np.float32(448)
+    with np.errstate(invalid="ignore"):
+        quotient = np.where(scale[:, None] == 0, np.float32(0), x / scale[:, None])
+    return nearest_e4m3(quotient), scale
+
+
+def quantize(x: Array, **options: Any) -> tuple[Array, Array, list[Any]]:
+    """Codes, scales and findings of the quantiser kernel."""
+    codes, scale = np.full(x.shape, 0x55, np.uint8), np.full(len(x), np.nan, np.float32)
+    report = probe.int4fp8_quantize(x, codes, scale, options=probe.Options(**options))
+    return codes, scale, report.findings

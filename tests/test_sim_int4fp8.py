@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sim_problems import (
-    E4M3,
     INSTANCES,
     Instance,
     Shape,
@@ -16,7 +15,8 @@ from sim_problems import (
     exact_problem,
     from_bf16,
     group_sizes,
-    probe,
+    quantize,
+    quantize_reference,
     random_problem,
     to_bf16,
 )
@@ -184,17 +184,6 @@ def test_rows_of_x_may_be_strided():
     np.testing.assert_array_equal(y, problem.reference())
 
 
-def nearest_e4m3(values):
-    """Codes of float32 values, ties to even; beyond the largest finite code saturates."""
-    grid = E4M3[:0x7F]
-    magnitude = np.minimum(np.abs(values.astype(np.float64)), grid[-1])
-    high = np.minimum(np.searchsorted(grid, magnitude), len(grid) - 1)
-    low = np.maximum(high - 1, 0)
-    up, down = grid[high] - magnitude, magnitude - grid[low]
-    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
-    return (code | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
 @pytest.mark.parametrize("k", [1, 7, 8, 100, 2056, 4100])
 def test_quantizer_matches_the_definition(dtype, k):
@@ -203,22 +192,19 @@ def test_quantizer_matches_the_definition(dtype, k):
     values[1] = 0
     storage = to_bf16(values) if dtype is np.uint16 else values.astype(dtype)
     x = storage[:, :k]  # rows that are not contiguous
-    codes, scale = np.full((3, k), 0x55, np.uint8), np.full(3, np.nan, np.float32)
-    report = probe.int4fp8_quantize(x, codes, scale, options=probe.Options(seed=k))
-    assert report.findings == []
-    exact = (from_bf16(x) if dtype is np.uint16 else x).astype(np.float32)
-    expected = np.abs(exact).max(axis=1) / np.float32(448)
-    np.testing.assert_array_equal(scale, expected)
-    with np.errstate(invalid="ignore"):
-        quotient = np.where(expected[:, None] == 0, np.float32(0), exact / expected[:, None])
-    np.testing.assert_array_equal(codes, nearest_e4m3(quotient))
+    codes, scale, findings = quantize(x, seed=k)
+    assert findings == []
+    exact = from_bf16(x) if dtype is np.uint16 else x
+    expected_codes, expected_scale = quantize_reference(exact.astype(np.float32))
+    np.testing.assert_array_equal(scale, expected_scale)
+    np.testing.assert_array_equal(codes, expected_codes)
 
 
 def test_quantizer_marks_rows_with_nan():
     x = np.ones((2, 40), np.float32)
     x[1, 33] = np.nan
-    codes, scale = np.zeros((2, 40), np.uint8), np.zeros(2, np.float32)
-    assert probe.int4fp8_quantize(x, codes, scale, options=probe.Options()).findings == []
+    codes, scale, findings = quantize(x)
+    assert findings == []
     assert np.all(codes[0] == 0x7E)
     assert np.isnan(scale[1])
     assert np.all(codes[1] & 127 == 127)

@@ -1,4 +1,4 @@
-"""Every bug planted in the decode kernel is caught, by the check we expect."""
+"""Every bug planted in the int4fp8 kernels is caught, by the check we expect."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ import numpy as np
 import pytest
 
 from sim.mutants import CONTROL, MUTANTS, Mutant, apply
-from sim_problems import INSTANCES, Shape, exact_problem
+from sim_problems import INSTANCES, DecodeCase, QuantizeCase, Shape, exact_problem
 from source_tree import BUILD, ROOT, compile_command
 
 SOURCE = ROOT / "csrc" / "probe" / "sim_int4fp8.cpp"
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]
 
 
-def make_cases() -> list[tuple[Any, dict[str, Any]]]:
+def make_cases() -> list[DecodeCase | QuantizeCase]:
     """Two items or more per cluster, tails everywhere, twice round the rings of two stages."""
-    cases = []
-    for index, (split, timing) in enumerate(itertools.product((1, 2), ("random", "lazy", "eager"))):
+    cases: list[DecodeCase | QuantizeCase] = []
+    for seed, (split, timing) in enumerate(itertools.product((1, 2), ("random", "lazy", "eager"))):
+        rng = np.random.default_rng(seed)
+        options: dict[str, Any] = {"seed": seed, "timing": timing}
         for instance, group_size in ((SMALL, 128), (SMALL_ZEROS, 64)):
-            rng = np.random.default_rng(index)
             shape = Shape(13, 71, 128 * 9, group_size, bool(instance.zero_points))
             problem = exact_problem(rng, shape)
             problem.bias = np.arange(71, dtype=np.float32)
-            options = {"seed": index, "timing": timing, "packed": problem.packed()}
-            cases.append((problem, {"instance": instance, "split": split, **options}))
+            arguments = {"instance": instance, "split": split, **options}
+            cases.append(DecodeCase(problem, problem.packed(), arguments))
+        cases.append(QuantizeCase(rng.standard_normal((3, 4097)).astype(np.float32), options))
     return cases
 
 

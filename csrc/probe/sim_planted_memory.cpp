@@ -12,6 +12,13 @@ static PlantedSmem& smem() { return sm90::dynamic_smem<PlantedSmem>(); }
 static const PlantedCase kCases[] = {
     {"store beyond shared memory", "smem-bounds", 32, 1,
      [](Params p) { smem().value[thread_index() + (p.bug ? sizeof(PlantedSmem) / 4 : 0)] = 1; }},
+    {"load from an address that is not aligned for it", "misaligned", 32, 1,
+     [](Params p) {
+       smem().value[thread_index()] = 1;
+       sm90::block_sync();
+       const auto* wide = reinterpret_cast<const uint64_t*>(&smem().value[p.bug ? 1 : 2]);
+       p.output[thread_index()] = float(*wide);
+     }},
     {"load of what nobody wrote", "smem-uninitialised", 32, 1,
      [](Params p) {
        if (!p.bug) smem().value[thread_index()] = 1;

@@ -212,7 +212,8 @@ class Machine {
   }
 
   // Memory (memory.cpp).
-  void access(uintptr_t address, size_t bytes, bool write);
+  // `aligned`: the type promises alignment to its size, and a GPU insists on it.
+  void access(uintptr_t address, size_t bytes, bool write, bool aligned);
   uint32_t own_shared_offset(const void* p, size_t bytes, const char* who);
   void access_global(const void* p, size_t bytes, bool write, const Access& by, const char* who);
   void visit(Cta& cta, int agent, uint32_t time, const char* what, size_t offset);

@@ -15,8 +15,13 @@ uint32_t Machine::own_shared_offset(const void* p, size_t bytes, const char* who
   abandon();
 }
 
-void Machine::access(uintptr_t a, size_t bytes, bool write) {
+void Machine::access(uintptr_t a, size_t bytes, bool write, bool aligned) {
   ++report.accesses;
+  if (aligned && a % bytes) {
+    find("misaligned", own_name() + ": " + (write ? "store" : "load") + " of " +
+                           std::to_string(bytes) +
+                           " bytes at an address that is not a multiple of them");
+  }
   const uintptr_t shared_low = reinterpret_cast<uintptr_t>(ctas.front().shared);
   if (self->fiber.owns(a)) {
     access_stack(a, bytes, write);

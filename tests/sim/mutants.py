@@ -1,4 +1,4 @@
-"""Planted bugs in the decode kernel and its ring: textual edits, and the check that must fire.
+"""Planted bugs in the int4fp8 kernels and the ring: textual edits, and the check that must fire.
 
 `numerics` is the comparison with the float64 reference; every other name is one of the simulator's.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = "csrc/int4fp8/sm90_decode.h"
 CONFIG = "csrc/int4fp8/sm90_decode_config.h"
+QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
 STORE = "csrc/int4fp8/sm90_store.h"
 RING = "include/wlib/sm90/ring.h"
 WGMMA = "include/wlib/sm90/wgmma.h"
@@ -290,7 +291,50 @@ _VALUE_MUTANTS = [
         "m > p.m || item.n >= p.n",
     ),
 ]
-MUTANTS = [*_RING_MUTANTS, *_WGMMA_MUTANTS, *_CLUSTER_MUTANTS, *_VALUE_MUTANTS]
+_QUANTIZER_MUTANTS = [
+    mutant(
+        "maxima read before a barrier",
+        "smem-uninitialised",
+        QUANTIZER,
+        "  sm90::block_sync();\n",
+        "",
+    ),
+    mutant(
+        "half of the lanes left out of the maximum",
+        "numerics",
+        QUANTIZER,
+        "lanes = 16",
+        "lanes = 8",
+    ),
+    mutant(
+        "tail of a row written beyond it",
+        "global-race",
+        QUANTIZER,
+        "if (i < count) codes[first + i]",
+        "codes[first + i]",
+    ),
+    mutant(
+        "tail of a row read beyond it",
+        "global-bounds",
+        QUANTIZER,
+        "i < count ? as_float(row[first + i]) : 0.0f",
+        "as_float(row[first + i])",
+    ),
+    mutant(
+        "scale of the first row for all",
+        "global-race",
+        QUANTIZER,
+        "p.scale[row] = scale",
+        "p.scale[0] = scale",
+    ),
+]
+MUTANTS = [
+    *_RING_MUTANTS,
+    *_WGMMA_MUTANTS,
+    *_CLUSTER_MUTANTS,
+    *_VALUE_MUTANTS,
+    *_QUANTIZER_MUTANTS,
+]
 
 
 def apply(mutant: Mutant, overlay: Path) -> None:
