@@ -59,7 +59,7 @@ sass: build
 	$(BIN)/python tools/machine_code.py $(BUILD)/_C.so
 
 docs: build
-	$(BIN)/python tools/support_matrix.py
+	PYTHONPATH=$(BUILD) $(BIN)/python tools/support_matrix.py
 
 clean:
 	rm -rf build dist

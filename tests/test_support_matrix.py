@@ -1,0 +1,49 @@
+"""docs/support_matrix.md says what is true now."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+import support_matrix
+from wlib.bench.environment import Environment
+from wlib.bench.rows import Row
+
+
+def measured_row(m: int, arm: str = "wlib", device: str = "NVIDIA H200") -> Row:
+    values = {field.name: 0 for field in dataclasses.fields(Row)}
+    here = {field.name: "" for field in dataclasses.fields(Environment)}
+    here |= {"device": device, "date": "2030-01-02T03:04:05+00:00", "commit": "abc"}
+    changes = {"op": "int4fp8", "m": m, "arm": arm, "group_size": 128}
+    return Row(**{**values, **changes, "environment": Environment(**here)})  # type: ignore[arg-type]
+
+
+def test_page_is_up_to_date() -> None:
+    assert support_matrix.PAGE.read_text() == support_matrix.page(support_matrix.results())
+
+
+def test_a_measurement_changes_the_row_that_served_it() -> None:
+    before = support_matrix.page([]).splitlines()
+    after = support_matrix.page([measured_row(7), measured_row(1)]).splitlines()
+    changed = [line for line in after if line not in before]
+    assert changed == [
+        "| `int4fp8_gemm` | sm_90a | M <= 8 | sm90_decode, tile of 8 tokens "
+        "| measured on NVIDIA H200, 2030-01-02, abc (M = 1, 7; groups of 128) |"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [measured_row(8, arm="torch.matmul"), measured_row(8, device="CPU")]
+)
+def test_rows_of_other_arms_and_of_cpus_change_nothing(row: Row) -> None:
+    assert support_matrix.page([row]) == support_matrix.page([])
+
+
+def test_a_configuration_that_is_not_in_the_simulator_is_only_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (entry,) = (e for e in support_matrix.entries() if e.condition == "M <= 16")
+    assert support_matrix.state(entry, []) == "simulated"
+    monkeypatch.setattr(support_matrix, "configurations", lambda kernel: [(16, 1, 0, 9, 9)])
+    assert support_matrix.state(entry, []) == "compiled"

@@ -1,0 +1,132 @@
+"""Writes docs/support_matrix.md: which kernel serves what, and how far it has been proven.
+
+Rows come from the dispatch tables of the library. A GPU kernel is `compiled`; `simulated` if each
+of its compiled configurations also runs in the simulator; `measured` if bench/results has rows of
+it. Needs wlib_probe on the path: `make docs`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import wlib_probe
+
+import wlib
+from machine_code import read_budget
+from wlib.bench.rows import Row, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "support_matrix.md"
+RESULTS = ROOT / "bench" / "results"
+# The op that an arm of the benchmark times by itself.
+MEASURED_OPS = {("int4fp8", "wlib"): "int4fp8_gemm"}
+HEADER = """\
+# Support matrix
+
+Written by `make docs` from the library's dispatch tables, the instances in the simulator and the
+rows in `bench/results`.
+
+- `tested`: CPU code, run by the tests.
+- `compiled`: the machine code is held to a budget, and nothing more.
+- `simulated`: every compiled configuration also runs in the simulator, in the tests.
+- `measured`: ran in the benchmark on that GPU.
+
+| op | architecture | for | kernel | state |
+|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a dispatch table, e.g. `sm_90a, M <= 8: sm90_decode, tile of 8 tokens`."""
+
+    op: str
+    architecture: str
+    condition: str
+    kernel: str
+
+    @classmethod
+    def parse(cls, op: str, line: str) -> Entry:
+        head, _, kernel = line.partition(": ")
+        architecture, _, condition = head.partition(", ")
+        return cls(op, architecture, condition or "any M", kernel)
+
+    def serves(self, m: int) -> bool:
+        match = re.fullmatch(r"M (<=?) (\d+)", self.condition)
+        return not match or m < int(match[2]) + (match[1] == "<=")
+
+
+def entries() -> list[Entry]:
+    return [Entry.parse(op, line) for op, lines in wlib.info().dispatch.items() for line in lines]
+
+
+def configurations(kernel: str) -> list[tuple[int, ...]]:
+    """Tokens, groups, zero points, consumers and stages of each compiled decode kernel."""
+    tokens = re.search(r"tile of (\d+) tokens", kernel)
+    names = [
+        name.partition("DecodeConfig<")[2] for name in read_budget() if "DecodeConfig<" in name
+    ]
+    numbers = {"false": 0, "true": 1}
+    found = [
+        tuple(numbers[word] if word in numbers else int(word) for word in re.findall(r"\w+", name))
+        for name in names
+    ]
+    return [c for c in found if tokens and c[0] == int(tokens[1])]
+
+
+def is_simulated(entry: Entry) -> bool:
+    if entry.kernel.startswith("sm90_quantize"):
+        return hasattr(wlib_probe, "int4fp8_quantize")
+    instances = {
+        (tokens, groups, zeros, consumers, stages)
+        for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances()
+    }
+    compiled = configurations(entry.kernel)
+    return bool(compiled) and instances.issuperset(compiled)
+
+
+def measurements(rows: Iterable[Row], table: list[Entry]) -> dict[Entry, list[Row]]:
+    """Dispatch row -> the rows of a GPU's benchmark that it served."""
+    found: dict[Entry, list[Row]] = {entry: [] for entry in table}
+    for row in rows:
+        op = MEASURED_OPS.get((row.op, row.arm))
+        if row.environment.device.startswith("CPU"):
+            continue
+        gpu = (e for e in table if e.op == op and e.architecture != "cpu" and e.serves(row.m))
+        if entry := next(gpu, None):
+            found[entry].append(row)
+    return found
+
+
+def state(entry: Entry, rows: list[Row]) -> str:
+    if entry.architecture == "cpu":
+        return "tested"
+    if not rows:
+        return "simulated" if is_simulated(entry) else "compiled"
+    last = max(rows, key=lambda row: row.environment.date).environment
+    same = [row for row in rows if row.environment == last]
+    sizes = ", ".join(map(str, sorted({row.m for row in same})))
+    groups = ", ".join(map(str, sorted({row.group_size for row in same})))
+    day = last.date.partition("T")[0]
+    return f"measured on {last.device}, {day}, {last.commit} (M = {sizes}; groups of {groups})"
+
+
+def page(rows: Iterable[Row]) -> str:
+    table = entries()
+    measured = measurements(rows, table)
+    lines = [
+        f"| `{e.op}` | {e.architecture} | {e.condition} | {e.kernel} | {state(e, measured[e])} |\n"
+        for e in table
+    ]
+    return HEADER + "".join(lines)
+
+
+def results() -> list[Row]:
+    return [row for path in sorted(RESULTS.rglob("*.jsonl")) for row in read_rows(path)]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(results()))
