@@ -1,4 +1,4 @@
-"""``python -m wlib info | selftest | bench``."""
+"""``python -m wlib info | selftest | bench | convert``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 from . import selftest
 from .bench import cli as bench
+from .formats import cli as convert
 from .info import info
 
 
@@ -17,11 +18,15 @@ def main() -> int:
     commands.add_parser("info", help="version, build, devices and dispatch tables")
     selftest.add_arguments(commands.add_parser("selftest", help="exact checks on every device"))
     bench.add_arguments(commands.add_parser("bench", help="measure speed"))
+    convert.add_arguments(
+        commands.add_parser("convert", help="write an INT4 checkpoint in another format")
+    )
     args = parser.parse_args()
     if args.command == "info":
         print(info())
         return 0
-    return selftest.run(args) if args.command == "selftest" else bench.run(args)
+    run = {"selftest": selftest.run, "bench": bench.run, "convert": convert.run}[args.command]
+    return run(args)
 
 
 if __name__ == "__main__":

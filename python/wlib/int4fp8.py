@@ -16,6 +16,7 @@ from .errors import check_device, check_dtype, check_shape, refuse, typed_error
 
 _WEIGHT = "wlib.Int4Weight"
 _QUANTIZE = "wlib.Int4Weight.quantize"
+_SHARD = "wlib.Int4Weight.shard"
 _PACKED = "wlib.PackedInt4Weight"
 _CLIP_RATIOS = tuple(1 - step / 32 for step in range(14))  # 1 down to 0.594 of absmax
 
@@ -129,6 +130,41 @@ class Int4Weight:
             values = values - self.zero_point[..., None]
         values = (values * self.group_scale[..., None].float()).view(self.n, self.k)
         return values if self.channel_scale is None else values * self.channel_scale[:, None]
+
+    def shard(self, dim: int, rank: int, world: int) -> Int4Weight:
+        """One of `world` equal parts, for tensor parallelism; pack it afterwards.
+
+        Args:
+            dim: 0 to divide the rows (output features), 1 to divide the columns, between groups.
+            rank: which part, 0 to world - 1.
+            world: how many parts; must divide N or the groups of a row.
+
+        Returns:
+            [N/world, K] or [N, K/world], sharing memory with this weight where it can.
+
+        Raises:
+            ValueError: dim, rank or world does not fit.
+        """
+        if dim not in (0, 1):
+            refuse(_SHARD, "dim of 0 (rows) or 1 (columns)", dim, "dim")
+        parts, what = ((self.n, "rows"), (self.k // self.group_size, "groups of columns"))[dim]
+        if world < 1 or parts % world:
+            refuse(_SHARD, f"world to divide {parts} {what}", world, "world")
+        if not 0 <= rank < world:
+            refuse(_SHARD, f"rank from 0 to {world - 1}", rank, "rank")
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor.chunk(world, dim)[rank].contiguous()
+
+        zero_point, channel_scale = self.zero_point, self.channel_scale
+        if channel_scale is not None and dim == 0:  # a row's factor goes with every part of it
+            channel_scale = part(channel_scale)
+        return Int4Weight(
+            codes=part(self.codes),
+            group_scale=part(self.group_scale),
+            zero_point=None if zero_point is None else part(zero_point),
+            channel_scale=channel_scale,
+        )
 
     def pack(self) -> PackedInt4Weight:
         """The same weight in the layout the kernels read, on the same device."""

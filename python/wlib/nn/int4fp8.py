@@ -28,10 +28,12 @@ class Int4Fp8Linear(nn.Module):
         bias: whether the layer adds a bias.
         group_size: columns that share a scale: 32, 64, a multiple of 128, or K if 32 divides it.
         has_zero_point, has_channel_scale: which optional tensors the packed weight holds.
+        has_k_permutation: whether the weight's columns stand in another order than x's.
         device: where the buffers live.
 
     Attributes:
         packed_weight: uint8 [ceil(N/64), bytes per row block], see `wlib.PackedInt4Weight`.
+        k_permutation: None, or int32 [K]: column j of the weight is for x[..., k_permutation[j]].
         bias: float32 [N] or None.
 
     Raises:
@@ -39,6 +41,7 @@ class Int4Fp8Linear(nn.Module):
     """
 
     packed_weight: Tensor
+    k_permutation: Tensor | None
     bias: Tensor | None
 
     def __init__(
@@ -50,6 +53,7 @@ class Int4Fp8Linear(nn.Module):
         *,
         has_zero_point: bool = False,
         has_channel_scale: bool = False,
+        has_k_permutation: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +66,8 @@ class Int4Fp8Linear(nn.Module):
         shape = layout.packed_shape(out_features, in_features, group_size, has_zero_point)
         packed = torch.zeros(shape, dtype=torch.uint8, device=device)
         self.register_buffer("packed_weight", packed)
+        order = torch.arange(in_features, dtype=torch.int32, device=device)
+        self.register_buffer("k_permutation", order if has_k_permutation else None)
         zeros = torch.zeros(out_features, dtype=torch.float32, device=device) if bias else None
         self.register_buffer("bias", zeros)
 
@@ -74,13 +80,26 @@ class Int4Fp8Linear(nn.Module):
         return cls.from_weight(weight, linear.bias).train(linear.training)
 
     @classmethod
-    def from_weight(cls, weight: Int4Weight, bias: Tensor | None = None) -> Int4Fp8Linear:
-        """A layer of an INT4 weight [N, K] and a bias [N] of any floating dtype."""
-        return cls.from_packed(weight.pack(), bias)
+    def from_weight(
+        cls, weight: Int4Weight, bias: Tensor | None = None, k_permutation: Tensor | None = None
+    ) -> Int4Fp8Linear:
+        """A layer of an INT4 weight [N, K]; the rest as in `from_packed`."""
+        return cls.from_packed(weight.pack(), bias, k_permutation)
 
     @classmethod
-    def from_packed(cls, packed: PackedInt4Weight, bias: Tensor | None = None) -> Int4Fp8Linear:
-        """A layer that shares the data of a packed weight [N, K]; bias [N] of any float dtype."""
+    def from_packed(
+        cls,
+        packed: PackedInt4Weight,
+        bias: Tensor | None = None,
+        k_permutation: Tensor | None = None,
+    ) -> Int4Fp8Linear:
+        """A layer that shares the data of a packed weight [N, K].
+
+        Args:
+            packed: the weight.
+            bias: None, or [N] of any floating dtype.
+            k_permutation: None, or int32 [K], a permutation; see the attribute.
+        """
         module = cls(
             packed.k,
             packed.n,
@@ -91,6 +110,11 @@ class Int4Fp8Linear(nn.Module):
             device="meta",
         )
         module.packed_weight = packed.data
+        if k_permutation is not None:
+            check_dtype(_NAME, "k_permutation", k_permutation, torch.int32)
+            check_shape(_NAME, "k_permutation", k_permutation, [packed.k])
+            check_device(_NAME, "k_permutation", k_permutation, packed.data.device)
+            module.k_permutation = k_permutation
         if bias is not None:
             check_dtype(_NAME, "bias", bias, *_FLOATS)
             check_shape(_NAME, "bias", bias, [packed.n])
@@ -128,6 +152,9 @@ class Int4Fp8Linear(nn.Module):
         autocast = torch.is_autocast_enabled(device)
         out_dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         xq, x_scale = fp8_quantize(x.contiguous())
+        if self.k_permutation is not None:  # a token's scale is that of its columns in any order
+            octets = xq.view(torch.uint8).index_select(-1, self.k_permutation)
+            xq = octets.view(xq.dtype)
         return int4fp8_gemm(xq, self.packed, x_scale, self.bias, out_dtype)
 
     def get_extra_state(self) -> Tensor:
@@ -148,7 +175,8 @@ class Int4Fp8Linear(nn.Module):
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += f", bias={self.bias is not None}, group_size={self.group_size}"
         text += ", has_zero_point=True" if self.has_zero_point else ""
-        return text + (", has_channel_scale=True" if self.has_channel_scale else "")
+        text += ", has_channel_scale=True" if self.has_channel_scale else ""
+        return text + (", has_k_permutation=True" if self.k_permutation is not None else "")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int4Fp8Linear:
         bias = self.bias
