@@ -13,12 +13,12 @@ from torch import Tensor
 
 from . import layout
 from .errors import check_device, check_dtype, check_shape, refuse, typed_error
+from .group_scale import ScaleGrid, choose_scale, round_codes
 
 _WEIGHT = "wlib.Int4Weight"
 _QUANTIZE = "wlib.Int4Weight.quantize"
 _SHARD = "wlib.Int4Weight.shard"
 _PACKED = "wlib.PackedInt4Weight"
-_CLIP_RATIOS = tuple(1 - step / 32 for step in range(14))  # 1 down to 0.594 of absmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,12 +88,15 @@ class Int4Weight:
         Args:
             w: float32, float16, bfloat16 or float64 [N, K], finite.
             group_size: columns that share a scale; must divide K.
-            clip_search: choose for each group the share of its absmax, 0.59 to 1, that makes the
+            clip_search: choose for each group the scale, absmax/13.5 to absmax/7, that makes the
                 squared error least; otherwise the scale is absmax/8 and only codes above 7 clip.
 
         Raises:
             TypeError: w is not floating point.
             ValueError: w is not a finite, non-empty matrix, or group_size does not fit K.
+
+        Warns:
+            ScaleUnderflowWarning: a scale lies below BF16's smallest normal value.
         """
         floats = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
         check_dtype(_QUANTIZE, "w", w, *floats)
@@ -106,18 +109,16 @@ class Int4Weight:
         if not absmax.isfinite().all():  # amax passes NaN and Inf on
             count = int((~groups.isfinite()).sum())
             refuse(_QUANTIZE, "w finite in float32", f"{count} NaN or Inf", "w")
-        scale, codes = _round_to_nearest(groups, absmax)
-        if clip_search:
-            least = _squared_error(groups, scale, codes)
-            for ratio in _CLIP_RATIOS[1:]:
-                trial = _round_to_nearest(groups, absmax * ratio)
-                error = _squared_error(groups, *trial)
-                better = error < least
-                least = torch.where(better, error, least)
-                scale = torch.where(better, trial[0], scale)
-                codes = torch.where(better[..., None], trial[1], codes)
-        nibbles = codes.view(n, k).view(torch.uint8) & 15
-        return cls(codes=nibbles[:, 0::2] | nibbles[:, 1::2] << 4, group_scale=scale)
+        grid = ScaleGrid.fit(absmax)
+        scale = choose_scale(groups, "mse" if clip_search else "absmax/8", grid)
+        return cls.from_codes(round_codes(groups, scale[..., None]).view(n, k), scale, grid)
+
+    @classmethod
+    def from_codes(cls, codes: Tensor, scale: Tensor, grid: ScaleGrid) -> Int4Weight:
+        """The weight of integers -8..7 [N, K] of any dtype and scales float32 [N, K/G] of grid."""
+        nibbles = codes.to(torch.int8).view(torch.uint8) & 15
+        group_scale, channel_scale = grid.split(scale)
+        return cls(nibbles[:, 0::2] | nibbles[:, 1::2] << 4, group_scale, None, channel_scale)
 
     def dequantize(self) -> Tensor:
         """The weight this object stands for, float32 [N, K].
@@ -176,18 +177,6 @@ class Int4Weight:
             has_zero_point=self.zero_point is not None,
             has_channel_scale=self.channel_scale is not None,
         )
-
-
-def _round_to_nearest(groups: Tensor, absmax: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales absmax/8 as bfloat16 [N, K/G] and codes int8 [N, K/G, G] of float32 groups."""
-    scale = (absmax / 8).bfloat16()
-    # A group of zeros, or one below BF16's range, has scale 0: any divisor gives it the code 0.
-    divisor = torch.where(scale == 0, torch.inf, scale.float())
-    return scale, (groups / divisor[..., None]).round().clamp(-8, 7).to(torch.int8)
-
-
-def _squared_error(groups: Tensor, scale: Tensor, codes: Tensor) -> Tensor:
-    return (codes * scale.float()[..., None] - groups).square().sum(dim=2)
 
 
 @dataclass(frozen=True, eq=False)
