@@ -23,7 +23,8 @@ void require(bool ok, const char* rule) {
   if (!ok) throw std::invalid_argument(rule);
 }
 
-// sm90::launch_registers, which the simulator must not take from the kernel's own headers.
+// Registers per thread at launch, stated again: the machine takes nothing from the kernels'
+// headers.
 int launch_registers(int threads) { return std::min(255, 65536 / threads / 8 * 8); }
 
 }  // namespace

@@ -270,6 +270,7 @@ class Machine {
   uint8_t* shared_ = nullptr;
   const void* pc_ = nullptr;
   uint64_t step_ = 0;
+  uint32_t next_slot_ = 0;
   bool abandoned_ = false;
 };
 
