@@ -1,4 +1,4 @@
-// One token tile of the decode kernel; compiled once per WLIB_TOKENS.
+// One token tile of the decode kernel; compiled once per WLIB_INSTANCE.
 #include "int4fp8/decode_plan.h"
 #include "int4fp8/sm90_decode.h"
 #include "int4fp8/sm90_launch.h"
@@ -29,12 +29,12 @@ cudaError_t launch_config(const GemmParams& g, cudaStream_t stream) {
 }  // namespace
 
 template <>
-cudaError_t launch_decode<WLIB_TOKENS>(const GemmParams& g, cudaStream_t stream) {
+cudaError_t launch_decode<WLIB_INSTANCE>(const GemmParams& g, cudaStream_t stream) {
   const auto pick = [&]<bool kZeros>() {
     switch (g.groups_per_tile) {
-      case 1: return launch_config<DecodeConfig<WLIB_TOKENS, 1, kZeros>>(g, stream);
-      case 2: return launch_config<DecodeConfig<WLIB_TOKENS, 2, kZeros>>(g, stream);
-      default: return launch_config<DecodeConfig<WLIB_TOKENS, 4, kZeros>>(g, stream);
+      case 1: return launch_config<DecodeConfig<WLIB_INSTANCE, 1, kZeros>>(g, stream);
+      case 2: return launch_config<DecodeConfig<WLIB_INSTANCE, 2, kZeros>>(g, stream);
+      default: return launch_config<DecodeConfig<WLIB_INSTANCE, 4, kZeros>>(g, stream);
     }
   };
   return g.zero_points ? pick.operator()<true>() : pick.operator()<false>();

@@ -14,9 +14,8 @@
 #pragma once
 
 #include "int4fp8/sm90_decode_config.h"
+#include "int4fp8/sm90_fragments.h"
 #include "int4fp8/sm90_store.h"
-#include "wlib/numerics/odd_code.h"
-#include "wlib/sm90/bits.h"
 #include "wlib/sm90/cluster.h"
 #include "wlib/sm90/copy.h"
 #include "wlib/sm90/ring.h"
@@ -79,45 +78,6 @@ WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   }
 }
 
-// Eight weights in five logic operations: four for the `a` register, four for the `b` register.
-WLIB_DEVICE void decode_eight(uint32_t word, uint32_t& a, uint32_t& b) {
-  a = sm90::and_or(word, 0x8e8e8e8eu, kOddPlusOne);
-  b = sm90::and_or(word << 7, 0x80808080u, sm90::and_or(word >> 3, 0x0e0e0e0eu, kOddPlusOne));
-}
-
-// A thread's 64 codes of one tile -> A fragments of four k steps.
-WLIB_DEVICE void load_fragments(const uint8_t* tile, uint32_t (&a)[4][4]) {
-  const auto* codes = reinterpret_cast<const uint4*>(tile) + sm90::thread_in_warpgroup();
-  WLIB_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const uint4 w = codes[half * sm90::kWarpgroupThreads];
-    decode_eight(w.x, a[2 * half][0], a[2 * half][1]);
-    decode_eight(w.y, a[2 * half][2], a[2 * half][3]);
-    decode_eight(w.z, a[2 * half + 1][0], a[2 * half + 1][1]);
-    decode_eight(w.w, a[2 * half + 1][2], a[2 * half + 1][3]);
-  }
-}
-
-// Of the two rows that the thread accumulates: group scales, and 1 + 2z of their zero points.
-template <class C>
-struct RowPair {
-  float scale[2], zero[2];
-
-  WLIB_DEVICE RowPair(const uint8_t* tile, int group) {
-    constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
-    const int t = sm90::thread_in_warpgroup();
-    const int at = group * int4::kTileRows / 2 + t / 32 * 8 + t % 32 / 4;
-    const uint32_t bits = reinterpret_cast<const uint32_t*>(tile + kLayout.scales_offset())[at];
-    scale[0] = __builtin_bit_cast(float, bits << 16);
-    scale[1] = __builtin_bit_cast(float, bits & 0xffff0000u);
-    if constexpr (C::kZeros) {
-      const float2 z = reinterpret_cast<const float2*>(tile + kLayout.zeros_offset())[at];
-      zero[0] = 1 + 2 * z.x;
-      zero[1] = 1 + 2 * z.y;
-    }
-  }
-};
-
 // Issues the wgmmas of one group's k steps. The tile's weights are decoded behind the first
 // constant ones.
 template <class C>
@@ -131,7 +91,7 @@ WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group,
   for (int step = first; step < first + C::kSteps; ++step) {
     sm90::wgmma<typename C::Wgmma>(ones, one, x + step * sm90::kDescriptorKStep, step != first);
   }
-  if (group == 0) load_fragments(tile, a);
+  if (group == 0) load_fragments<Fragment::kOdd>(tile, a);
   sm90::wgmma_fence();
   WLIB_UNROLL
   for (int step = first; step < first + C::kSteps; ++step) {

@@ -2,10 +2,23 @@
 #include <string>
 
 #include "int4fp8/cuda.h"
+#include "int4fp8/gemm_plan.h"
 #include "int4fp8/sm90_launch.h"
 
 namespace wlib::int4fp8 {
 namespace {
+
+cudaError_t launch_large(const GemmParams& p, cudaStream_t stream) {
+  int device = 0, sms = 0;
+  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
+    return error;
+  switch (plan_large(p.m, p.n, p.k, p.zero_points, sms)) {
+    case LargeKernel::kCooperative1: return launch_cooperative<1>(p, sms, stream);
+    case LargeKernel::kCooperative2: return launch_cooperative<2>(p, sms, stream);
+    default: return launch_decode<64>(p, stream);
+  }
+}
 
 struct Row {
   int64_t max_tokens;  // 0: any number
@@ -18,8 +31,10 @@ constexpr Row kRows[] = {
     {16, "sm90_decode, tile of 16 tokens", launch_decode<16>},
     {32, "sm90_decode, tile of 32 tokens", launch_decode<32>},
     {64, "sm90_decode, tile of 64 tokens", launch_decode<64>},
-    {0, "sm90_decode, tile of 64 tokens, re-reading the weights from L2 per tile",
-     launch_decode<64>},
+    {0,
+     "the cheapest by gemm_plan.h of sm90_cooperative 128x128, sm90_cooperative 256x128 and "
+     "sm90_decode in blocks of 64 tokens; with zero points the last one",
+     launch_large},
 };
 
 }  // namespace

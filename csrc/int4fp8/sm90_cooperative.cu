@@ -1,0 +1,30 @@
+// The cooperative kernel; compiled once per number of slabs per warpgroup, WLIB_INSTANCE.
+#include "int4fp8/sm90_cooperative.h"
+#include "int4fp8/sm90_launch.h"
+#include "wlib/sm90/launch.h"
+
+namespace wlib::int4fp8 {
+namespace {
+
+template <class C>
+cudaError_t launch_config(const GemmParams& g, int sms, cudaStream_t stream) {
+  constexpr int kBytes = sizeof(CooperativeSmem<C>);
+  static_assert(kBytes <= 227 * 1024);
+  CooperativeParams p;
+  if (!make_cooperative_params<C>(g, &p)) return cudaErrorInvalidValue;
+  const int ctas = p.tiles < sms ? p.tiles : sms;
+  return sm90::launch(cooperative_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
+}
+
+}  // namespace
+
+template <>
+cudaError_t launch_cooperative<WLIB_INSTANCE>(const GemmParams& g, int sms, cudaStream_t stream) {
+  switch (g.groups_per_tile) {
+    case 1: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 1>>(g, sms, stream);
+    case 2: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 2>>(g, sms, stream);
+    default: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 4>>(g, sms, stream);
+  }
+}
+
+}  // namespace wlib::int4fp8

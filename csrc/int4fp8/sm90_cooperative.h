@@ -1,0 +1,169 @@
+// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for many tokens (sm_90a; also runs in the
+// simulator).
+//
+// A persistent CTA takes one tile of y after the other: kRows rows of w (wgmma's M) for kTokens
+// tokens (wgmma's N). A producer thread streams {weight tiles, activation tile} of 128 columns
+// through a ring; two consumer warpgroups share the activations and own kSlabs slabs of 64 rows
+// each. While one warpgroup unpacks weights and applies group scales, the other one's wgmmas run.
+// The FP32 scaling of every tile's products is also the promotion that FP8 accumulators need.
+#pragma once
+
+#include "int4fp8/sm90_cooperative_config.h"
+#include "int4fp8/sm90_fragments.h"
+#include "int4fp8/sm90_store.h"
+#include "wlib/sm90/copy.h"
+#include "wlib/sm90/ring.h"
+#include "wlib/sm90/sync.h"
+
+namespace wlib::int4fp8 {
+
+constexpr int kStagingPitch = int4::kTileRows + 4;  // floats; the 4 spread a store over all banks
+constexpr int kStagingTokens = 64;
+
+template <class C>
+struct CooperativeSmem {
+  alignas(1024) uint8_t x[C::kStages][C::kActivationBytes];
+  alignas(128) uint8_t weights[C::kStages][C::kWeightTiles][C::kTileBytes];
+  // Outputs of one warpgroup on their way from accumulators to rows of y.
+  alignas(128) float staging[C::kConsumers][kStagingTokens][kStagingPitch];
+  sm90::Ring<C::kStages> ring;
+};
+
+// One tile of y. Tokens vary fastest within a band of token blocks, so that CTAs that run side by
+// side read the same weights, and a band's activations stay in L2.
+struct CooperativeTile {
+  int first_block, first_token;  // first row block of 64 rows
+
+  WLIB_DEVICE CooperativeTile(const CooperativeParams& p, int index, int weight_tiles, int tokens) {
+    const int per_band = p.row_tiles * kBandBlocks;
+    const int band = index / per_band, in_band = index % per_band;
+    const int left = p.token_blocks - band * kBandBlocks;
+    const int width = left < kBandBlocks ? left : kBandBlocks;
+    first_block = in_band / width * weight_tiles;
+    first_token = (band * kBandBlocks + in_band % width) * tokens;
+  }
+};
+
+template <class C>
+WLIB_DEVICE void produce(CooperativeSmem<C>& s, const CooperativeParams& p) {
+  constexpr int4::Layout kLayout{C::kGroups, false};
+  sm90::RingCursor<C::kStages> at;
+  for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
+    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);
+    for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
+      s.ring.wait_empty(at);
+      uint64_t& full = s.ring.expect(at, C::kStageBytes);
+      WLIB_UNROLL
+      for (int w = 0; w < C::kWeightTiles; ++w) {
+        // Beyond the last row block, the last one again: its outputs are not stored.
+        const int block =
+            tile.first_block + w < p.row_blocks ? tile.first_block + w : p.row_blocks - 1;
+        const uint8_t* source =
+            p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(k) * C::kTileBytes;
+        sm90::bulk_load(s.weights[at.stage][w], source, C::kTileBytes, full);
+      }
+      sm90::tensor_load_2d(s.x[at.stage], p.x, k * int4::kTileColumns, tile.first_token, full);
+    }
+  }
+}
+
+// sum += scale * (codes * x) for the 64 rows of one weight tile.
+template <class C>
+WLIB_DEVICE void multiply_slab(const uint8_t* tile, uint64_t x, float (&sum)[C::kRegs]) {
+  uint32_t a[4][4];
+  float products[C::kRegs];
+  load_fragments<Fragment::kCode>(tile, a);
+  WLIB_UNROLL
+  for (int group = 0; group < C::kGroups; ++group) {
+    const int first = group * C::kSteps;
+    sm90::wgmma_fence();
+    WLIB_UNROLL
+    for (int step = first; step < first + C::kSteps; ++step) {
+      sm90::wgmma<typename C::Wgmma>(products, a[step], x + step * sm90::kDescriptorKStep,
+                                     step != first);
+    }
+    sm90::wgmma_commit();
+    const RowPair<C> rows(tile, group);  // while the tensor cores work
+    sm90::wgmma_wait<0>(products);
+    WLIB_UNROLL
+    for (int v = 0; v < C::kRegs; ++v) sum[v] += rows.scale[v / 2 % 2] * products[v];
+  }
+}
+
+// Stores one slab's outputs, kStagingTokens at a time: a warp takes the 64 rows of a token.
+template <class C>
+WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, int consumer,
+                            int block, int first_token, const float (&sum)[C::kRegs]) {
+  constexpr int kRegsPerPass = kStagingTokens / 8 * 4;
+  const int t = sm90::thread_in_warpgroup(), row = sm90::lane_index() * 2;
+  const int n = block * int4::kTileRows + row;
+  const bool exists = n < p.n;
+  float2 channel_scale = {0, 0}, bias = {0, 0};
+  if (exists) {
+    constexpr int4::Layout kLayout{C::kGroups, false};
+    const uint8_t* scales =
+        p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(p.k_tiles) * C::kTileBytes;
+    channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
+    if (p.bias) bias = load_bias_pair(p.bias, p.bias_type, n, n + 1 < p.n);
+  }
+  auto& staging = s.staging[consumer];
+  WLIB_UNROLL
+  for (int pass = 0; pass < C::kTokens / kStagingTokens; ++pass) {
+    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);  // the pass before has been read
+    WLIB_UNROLL
+    for (int v = 0; v < kRegsPerPass; ++v) {
+      staging[sm90::accumulator_column(t, v)][sm90::accumulator_row(t, v)] =
+          sum[pass * kRegsPerPass + v];
+    }
+    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);
+    for (int token = t / sm90::kWarpThreads; token < kStagingTokens; token += 4) {
+      const int m = first_token + pass * kStagingTokens + token;
+      if (m >= p.m || !exists) break;
+      const float scale = p.x_scale[m] * kCodeScale;
+      const float2 value = *reinterpret_cast<const float2*>(&staging[token][row]);
+      store_pair(p, m, n, value.x * (scale * channel_scale.x) + bias.x,
+                 value.y * (scale * channel_scale.y) + bias.y);
+    }
+  }
+}
+
+template <class C>
+WLIB_DEVICE void consume(CooperativeSmem<C>& s, const CooperativeParams& p, int consumer) {
+  sm90::RingCursor<C::kStages> at;
+  for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
+    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);
+    float sum[C::kSlabs][C::kRegs] = {};
+    for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
+      s.ring.wait_full(at);
+      const uint64_t x = sm90::swizzled_tile_descriptor(s.x[at.stage]);
+      WLIB_UNROLL
+      for (int slab = 0; slab < C::kSlabs; ++slab) {
+        multiply_slab<C>(s.weights[at.stage][consumer * C::kSlabs + slab], x, sum[slab]);
+      }
+      s.ring.release(at);
+    }
+    WLIB_UNROLL
+    for (int slab = 0; slab < C::kSlabs; ++slab) {
+      const int block = tile.first_block + consumer * C::kSlabs + slab;
+      store_slab<C>(s, p, consumer, block, tile.first_token, sum[slab]);
+    }
+  }
+}
+
+template <class C>
+WLIB_KERNEL(C::kThreads)
+cooperative_kernel(WLIB_GRID_CONSTANT CooperativeParams p) {
+  auto& s = sm90::dynamic_smem<CooperativeSmem<C>>();
+  if (sm90::thread_index() == 0) s.ring.init(/*readers=*/C::kConsumers * 4);
+  sm90::block_sync();
+  const int group = sm90::warpgroup_index();
+  if (group == C::kConsumers) {
+    sm90::release_registers<C::kProducerRegs>();
+    if (sm90::warp_index() % 4 == 0 && sm90::elect()) produce<C>(s, p);
+  } else {
+    sm90::acquire_registers<C::kConsumerRegs>();
+    consume<C>(s, p, group);
+  }
+}
+
+}  // namespace wlib::int4fp8
