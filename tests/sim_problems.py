@@ -59,6 +59,11 @@ def from_bf16(bits: Array) -> npt.NDArray[np.float64]:
     return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
+def without_signed_zero(y: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same values with -0 as 0; uint16 holds the bits of BF16."""
+    return np.where(y == 0x8000, np.uint16(0), y) if y.dtype == np.uint16 else y + y.dtype.type(0)
+
+
 class Shape(NamedTuple):
     m: int
     n: int
@@ -178,7 +183,7 @@ class Instance(NamedTuple):
 INSTANCES = [Instance(*row) for row in probe.int4fp8_decode_instances()]
 
 
-def group_sizes(instance: Instance, k: int) -> list[int]:
+def group_sizes(instance: Instance | CooperativeInstance, k: int) -> list[int]:
     """Those that the instance serves for rows of k weights."""
     if instance.groups_per_tile > 1:
         sizes = [128 // instance.groups_per_tile]
@@ -274,3 +279,39 @@ def quantize(x: Array, **options: Any) -> tuple[Array, Array, list[Any]]:
     codes, scale = np.full(x.shape, 0x55, np.uint8), np.full(len(x), np.nan, np.float32)
     report = probe.int4fp8_quantize(x, codes, scale, options=probe.Options(**options))
     return codes, scale, report.findings
+
+
+class CooperativeInstance(NamedTuple):
+    """An instance of the cooperative kernel that is compiled in."""
+
+    tokens: int
+    slabs: int
+    stages: int
+    groups_per_tile: int
+
+
+COOPERATIVE_INSTANCES = [CooperativeInstance(*row) for row in probe.int4fp8_cooperative_instances()]
+
+
+def cooperative(
+    problem: Problem,
+    instance: CooperativeInstance,
+    ctas: int = 1,
+    out: type[np.generic] = np.float32,
+    module: Any = probe,
+    **options: Any,
+) -> Result:
+    """Run the cooperative kernel: `ctas` CTAs share the tiles."""
+    poison = 0x7FC1 if out is np.uint16 else np.nan
+    y = np.full((problem.shape.m, problem.shape.n), poison, out)
+    report = module.int4fp8_cooperative(
+        problem.x,
+        problem.packed(),
+        problem.x_scale,
+        problem.bias,
+        y,
+        ctas=ctas,
+        options=module.Options(**options),
+        **instance._asdict(),
+    )
+    return Result(y, report.findings)

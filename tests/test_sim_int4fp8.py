@@ -19,6 +19,7 @@ from sim_problems import (
     quantize_reference,
     random_problem,
     to_bf16,
+    without_signed_zero,
 )
 
 SMALL, SMALL_ZEROS, THREE = INSTANCES[-3:]  # rings of 2, 2 and 3 stages
@@ -60,10 +61,6 @@ def rounded(reference, out):
     with np.errstate(over="ignore"):
         values = reference.astype(np.float32)
         return to_bf16(values) if out is np.uint16 else values.astype(out)
-
-
-def without_signed_zero(y):
-    return np.where(y == 0x8000, np.uint16(0), y) if y.dtype == np.uint16 else y + y.dtype.type(0)
 
 
 def check_exact(rng, case, out):

@@ -23,8 +23,8 @@ struct CooperativeConfig {
   static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
 
   static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
-  static constexpr int kProducerRegs = 32;
-  static constexpr int kConsumerRegs = 240;
+  static constexpr int kProducerRegs = 24;
+  static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
   static constexpr int kTileBytes = int4::Layout{kGroups, false}.tile_bytes();
   static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
   static constexpr uint32_t kStageBytes = kWeightTiles * kTileBytes + kActivationBytes;

@@ -24,14 +24,10 @@ struct DecodeConfig {
 
   static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
   static constexpr int kProducerRegs = 32;
-  static constexpr int kConsumerShare = (65536 / 128 - kProducerRegs) / kConsumers / 8 * 8;
-  static constexpr int kConsumerRegs = kConsumerShare < 240 ? kConsumerShare : 240;
+  static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
   static constexpr int kTileBytes = int4::Layout{kGroups, kZeros}.tile_bytes();
   static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
   static constexpr int kSteps = 4 / kGroups;  // k steps of 32 columns per group
-  static_assert(kProducerRegs <= sm90::launch_registers(kThreads) &&
-                    sm90::launch_registers(kThreads) <= kConsumerRegs,
-                "setmaxnreg would go the wrong way");
 };
 
 struct DecodeParams {

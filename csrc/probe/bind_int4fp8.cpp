@@ -18,10 +18,9 @@ FloatType float_type(const py::array& a) {
 
 // x [m, k] E4M3 bits, weight packed, x_scale [m], bias [n] or None, y [m, n]; rows of x may be
 // strided.
-sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
-                   const Array<float>& x_scale, const std::optional<py::array>& bias, py::array y,
-                   int groups_per_tile, bool zero_points, int tokens, int consumers, int stages,
-                   int split, int clusters, const sim::Options& options) {
+int4fp8::GemmParams gemm_params(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
+                                const Array<float>& x_scale, const std::optional<py::array>& bias,
+                                py::array& y, int groups_per_tile, bool zero_points) {
   int4fp8::GemmParams p{};
   p.x = x.data();
   p.weight = weight.data();
@@ -36,7 +35,23 @@ sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
   p.zero_points = zero_points;
   p.bias_type = bias ? float_type(*bias) : FloatType::kFloat32;
   p.out_type = float_type(y);
+  return p;
+}
+
+sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
+                   const Array<float>& x_scale, const std::optional<py::array>& bias, py::array y,
+                   int groups_per_tile, bool zero_points, int tokens, int consumers, int stages,
+                   int split, int clusters, const sim::Options& options) {
+  const auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, zero_points);
   return int4fp8::simulate_decode(p, {tokens, consumers, stages, split, clusters}, options);
+}
+
+sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
+                        const Array<float>& x_scale, const std::optional<py::array>& bias,
+                        py::array y, int groups_per_tile, int tokens, int slabs, int stages,
+                        int ctas, const sim::Options& options) {
+  const auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, false);
+  return int4fp8::simulate_cooperative(p, {tokens, slabs, stages, ctas}, options);
 }
 
 // x [rows, k] -> codes [rows, k] E4M3 bits, scale [rows]
@@ -61,6 +76,11 @@ void bind_int4fp8(py::module_& m) {
         py::arg("x_scale").noconvert(), py::arg("bias"), py::arg("y"), py::kw_only(),
         py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("consumers"),
         py::arg("stages"), py::arg("split"), py::arg("clusters"), py::arg("options"));
+  m.def("int4fp8_cooperative_instances", &int4fp8::cooperative_instances);
+  m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
+        py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("bias"),
+        py::arg("y"), py::kw_only(), py::arg("groups_per_tile"), py::arg("tokens"),
+        py::arg("slabs"), py::arg("stages"), py::arg("ctas"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
         py::arg("scale").noconvert(), py::kw_only(), py::arg("options"));
 }

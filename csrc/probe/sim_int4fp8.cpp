@@ -21,17 +21,9 @@ template <class C>
 sim::Report run(const GemmParams& g, const DecodeLaunch& launch, const sim::Options& options) {
   DecodeParams p;
   make_decode_params<C>(g, std::countr_zero(unsigned(launch.split)), &p);
-  const int row_blocks = int(int4::ceil_div(g.n, int4::kTileRows));
-  const int64_t block_bytes = int4::Layout{C::kGroups, C::kZeros}.block_bytes(p.k_tiles);
-  const std::vector<sim::Buffer> buffers = {
-      input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
-      input(g.weight, row_blocks * block_bytes, "weight"),
-      input(g.x_scale, g.m * 4, "x_scale"),
-      input(g.bias, g.bias ? g.n * bytes_of(g.bias_type) : 0, "bias"),
-      {g.y, g.m * g.n * bytes_of(g.out_type), "y", true}};
   const sim::LaunchConfig config{
       {launch.clusters * launch.split, 1, 1}, C::kThreads, sizeof(DecodeSmem<C>), launch.split};
-  return sim::launch(config, options, buffers, decode_kernel<C>, p);
+  return sim::launch(config, options, gemm_buffers(g), decode_kernel<C>, p);
 }
 
 struct Instance {
@@ -77,6 +69,16 @@ constexpr Instance kInstances[] = {
 };
 
 }  // namespace
+
+std::vector<sim::Buffer> gemm_buffers(const GemmParams& g) {
+  const int64_t k_tiles = int4::ceil_div(g.k, int4::kTileColumns);
+  const int64_t block_bytes = int4::Layout{g.groups_per_tile, g.zero_points}.block_bytes(k_tiles);
+  return {input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
+          input(g.weight, int4::ceil_div(g.n, int4::kTileRows) * block_bytes, "weight"),
+          input(g.x_scale, g.m * 4, "x_scale"),
+          input(g.bias, g.bias ? g.n * bytes_of(g.bias_type) : 0, "bias"),
+          {g.y, g.m * g.n * bytes_of(g.out_type), "y", true}};
+}
 
 sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,
                             const sim::Options& options) {

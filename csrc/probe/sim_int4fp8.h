@@ -14,13 +14,26 @@ struct DecodeLaunch {
   int clusters;  // resident at a time; they share the items
 };
 
-// Both throw std::invalid_argument for what is not compiled in.
+// Which instance of the cooperative kernel, and how many CTAs share the tiles.
+struct CooperativeLaunch {
+  int tokens, slabs, stages;
+  int ctas;
+};
+
+// All throw std::invalid_argument for what is not compiled in.
 sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,
                             const sim::Options& options);
+sim::Report simulate_cooperative(const GemmParams& gemm, const CooperativeLaunch& launch,
+                                 const sim::Options& options);
 sim::Report simulate_quantize(const QuantizeParams& params, const sim::Options& options);
 
 // Rows {tokens, consumers, stages, groups per tile, zero points} of what simulate_decode accepts;
 // the library's own come first.
 std::vector<std::vector<int>> decode_instances();
+// Rows {tokens, slabs, stages, groups per tile} of what simulate_cooperative accepts.
+std::vector<std::vector<int>> cooperative_instances();
+
+// What a GEMM kernel may touch.
+std::vector<sim::Buffer> gemm_buffers(const GemmParams& gemm);
 
 }  // namespace wlib::int4fp8

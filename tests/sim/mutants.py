@@ -13,6 +13,7 @@ KERNEL = "csrc/int4fp8/sm90_decode.h"
 CONFIG = "csrc/int4fp8/sm90_decode_config.h"
 QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
 STORE = "csrc/int4fp8/sm90_store.h"
+FRAGMENTS = "csrc/int4fp8/sm90_fragments.h"
 RING = "include/wlib/sm90/ring.h"
 WGMMA = "include/wlib/sm90/wgmma.h"
 
@@ -92,8 +93,8 @@ _WGMMA_MUTANTS = [
         "no fence after the fragments are decoded",
         "wgmma-fence",
         KERNEL,
-        "  if (group == 0) load_fragments(tile, a);\n  sm90::wgmma_fence();",
-        "  if (group == 0) load_fragments(tile, a);",
+        "load_fragments<Fragment::kOdd>(tile, a);\n  sm90::wgmma_fence();",
+        "load_fragments<Fragment::kOdd>(tile, a);",
     ),
     mutant(
         "no fence before the first wgmma",
@@ -127,7 +128,7 @@ _WGMMA_MUTANTS = [
         "consumers take all registers",
         "deadlock",
         CONFIG,
-        "kConsumerRegs = kConsumerShare < 240 ? kConsumerShare : 240",
+        "kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs)",
         "kConsumerRegs = 256",
     ),
 ]
@@ -218,7 +219,7 @@ _VALUE_MUTANTS = [
     mutant(
         "nibbles swapped",
         "numerics",
-        KERNEL,
+        FRAGMENTS,
         "uint32_t word, uint32_t& a, uint32_t& b",
         "uint32_t word, uint32_t& b, uint32_t& a",
     ),

@@ -31,6 +31,13 @@ constexpr int launch_registers(int threads) {
   return share < 255 ? share : 255;
 }
 
+// What setmaxnreg can give each thread of `consumers` warpgroups if a further one keeps `producer`.
+constexpr int consumer_registers(int consumers, int producer) {
+  const int pool = launch_registers((consumers + 1) * kWarpgroupThreads) * (consumers + 1);
+  const int share = (pool - producer) / consumers / 8 * 8;
+  return share < 240 ? share : 240;
+}
+
 #if WLIB_ON_DEVICE
 
 WLIB_DEVICE int thread_index() { return int(threadIdx.x); }

@@ -1,0 +1,130 @@
+"""The cooperative kernel of int4fp8 in the simulator: values, determinism, and no finding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sim_problems import (
+    COOPERATIVE_INSTANCES,
+    CooperativeInstance,
+    Shape,
+    cooperative,
+    exact_problem,
+    group_sizes,
+    random_problem,
+    to_bf16,
+    without_signed_zero,
+)
+
+SMALL, SMALL_GROUPS = COOPERATIVE_INSTANCES[-2:]  # tiles of 64 tokens, rings of 2 and 3 stages
+OUT_TYPES = (np.float32, np.float16, np.uint16)
+
+
+def draw_shape(rng: np.random.Generator, instance: CooperativeInstance, tiles: int) -> Shape:
+    """Tails in every dimension, from less than one tile of y to a few."""
+    k = 32 * int(rng.integers(1, 4 * tiles))
+    if instance.groups_per_tile > 1:  # several groups, which would else count as one of all k
+        group_size = 128 // instance.groups_per_tile
+        k = (k // group_size + 2) * group_size
+    m = int(rng.integers(1, 2 * instance.tokens + 2))
+    n = int(rng.choice([1, 7, 63, 64, 65, 130, 200, 257]))
+    return Shape(m, n, k, int(rng.choice(group_sizes(instance, k))))
+
+
+def draw_options(rng: np.random.Generator) -> dict[str, Any]:
+    return {
+        "ctas": int(rng.integers(1, 4)),
+        "seed": int(rng.integers(1 << 30)),
+        "schedule": str(rng.choice(["random", "random", "round_robin"])),
+        "timing": str(rng.choice(["random", "random", "eager", "lazy"])),
+        "preempt_every": int(rng.choice([0, 0, 200])),
+        "truncate": bool(rng.integers(2)),
+    }
+
+
+def check_exact(rng, instance, shape, out, **options):
+    problem = exact_problem(rng, shape)
+    y, findings = cooperative(problem, instance, out=out, **options)
+    assert findings == []
+    with np.errstate(over="ignore"):
+        expected = problem.reference().astype(np.float32)
+        expected = to_bf16(expected) if out is np.uint16 else expected.astype(out)
+    np.testing.assert_array_equal(without_signed_zero(y), without_signed_zero(expected))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_exact_problems_match_bit_for_bit(seed):
+    rng = np.random.default_rng(seed)
+    instance = (SMALL, SMALL_GROUPS)[seed % 2]
+    shape = draw_shape(rng, instance, 6)
+    check_exact(rng, instance, shape, OUT_TYPES[seed % 3], **draw_options(rng))
+
+
+@pytest.mark.parametrize("instance", COOPERATIVE_INSTANCES, ids=str)
+def test_every_instance(instance):
+    rng = np.random.default_rng(instance.slabs)
+    shape = draw_shape(rng, instance, 3)
+    check_exact(rng, instance, shape, np.float32, **draw_options(rng))
+
+
+@pytest.mark.parametrize("timing", ["random", "lazy"])
+def test_many_passes_over_the_ring_and_many_tiles(timing):
+    """9 k tiles in a ring of 2 stages, 6 tiles of y for 2 CTAs."""
+    rng = np.random.default_rng(5)
+    shape = Shape(150, 250, 128 * 9, 128)
+    check_exact(rng, SMALL, shape, np.float32, ctas=2, timing=timing)
+
+
+def test_more_token_blocks_than_a_band():
+    """17 blocks of 64 tokens: the last band holds one."""
+    rng = np.random.default_rng(6)
+    check_exact(rng, SMALL, Shape(17 * 64, 130, 64, 64), np.float32, ctas=3)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_problems_stay_within_the_bound(seed, truncate):
+    rng = np.random.default_rng(1000 + seed)
+    instance = COOPERATIVE_INSTANCES[rng.integers(len(COOPERATIVE_INSTANCES))]
+    problem = random_problem(rng, draw_shape(rng, instance, 5))
+    y, findings = cooperative(problem, instance, **{**draw_options(rng), "truncate": truncate})
+    assert findings == []
+    # At most 64 roundings in FP32 on the way of any term (32 in a wgmma, 4 wgmmas a group, 20
+    # groups). Truncating, each of 4 wgmmas cuts 33 addends at 2^-13 of the largest.
+    relative = 4 * 33 * 2.0**-13 if truncate else 64 * 2.0**-24
+    error = np.abs(y - problem.reference())
+    assert np.all(error <= relative * problem.magnitude())
+
+
+def test_result_does_not_depend_on_the_schedule_or_the_tile():
+    """Sums are made in the same order by every instance, so M and N do not change a row's bits."""
+    rng = np.random.default_rng(7)
+    problem = random_problem(rng, Shape(70, 150, 640, 128))
+    one_group = [i for i in COOPERATIVE_INSTANCES if i.groups_per_tile == 1]
+    results = set()
+    for seed, instance in enumerate(one_group):
+        y, findings = cooperative(problem, instance, ctas=1 + seed % 2, seed=seed)
+        assert findings == []
+        results.add(y.tobytes())
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("where", ["x", "scale"])
+def test_nan_spreads_to_what_depends_on_it_and_no_further(where):
+    problem = exact_problem(np.random.default_rng(9), Shape(66, 70, 256, 128))
+    problem.bias = np.zeros(70, np.float32)
+    clean = cooperative(problem, SMALL).y
+    reached = np.zeros(clean.shape, bool)
+    if where == "x":
+        problem.x[65, 17] = 0x7F
+        reached[65, :] = True
+    else:
+        problem.scale[66] = np.nan
+        reached[:, 66] = True
+    y, findings = cooperative(problem, SMALL)
+    assert findings == []
+    np.testing.assert_array_equal(np.isnan(y), reached)
+    np.testing.assert_array_equal(y[~reached], clean[~reached])
