@@ -17,8 +17,9 @@ from wlib._load import library_path, text
 MAX_KERNELS = 100
 WEIGHTS_PER_WGMMA = 8  # per thread, in the decode kernel: 64 weights and 8 wgmmas a tile
 MAX_ALU_PER_WEIGHT = 0.75
-# Groups of 32 with zero points unpack four pairs of scales and of zero points per tile.
-ABOVE_BAR = {"8, 4, true", "16, 4, true", "32, 4, true", "64, 4, true"}
+# Where ptxas puts more of the moves and shifts on the ALU, or several groups' scales are unpacked.
+ABOVE_BAR = {"8, 1, true", "8, 2, true", "8, 4, false", "8, 4, true", "16, 4, true", "32, 4, false",
+             "32, 4, true", "64, 4, false", "64, 4, true"}  # fmt: skip
 
 GATE = Path(__file__).parents[1] / "cmake" / "ptxas_gate.sh"
 
