@@ -63,29 +63,33 @@ def entries() -> list[Entry]:
     return [Entry.parse(op, line) for op, lines in wlib.info().dispatch.items() for line in lines]
 
 
-def configurations(kernel: str) -> list[tuple[int, ...]]:
-    """Tokens, groups, zero points, consumers and stages of each compiled decode kernel."""
-    tokens = re.search(r"tile of (\d+) tokens", kernel)
-    names = [
-        name.partition("DecodeConfig<")[2] for name in read_budget() if "DecodeConfig<" in name
-    ]
-    numbers = {"false": 0, "true": 1}
-    found = [
-        tuple(numbers[word] if word in numbers else int(word) for word in re.findall(r"\w+", name))
-        for name in names
-    ]
-    return [c for c in found if tokens and c[0] == int(tokens[1])]
+def compiled_kernels(entry: Entry) -> set[str]:
+    """Names, as in the budget of the machine code, of what the row can launch."""
+    tokens = re.search(r"(\d+) tokens", entry.kernel)
+    found = set()
+    for kernel in re.findall(r"sm90_(\w+)", entry.kernel):
+        start = f"int4fp8::{kernel}_kernel<"
+        if kernel == "decode" and tokens:
+            start += f"DecodeConfig<{tokens[1]}, "
+        found |= {name for name in read_budget() if name.startswith(start)}
+    return found
+
+
+def simulated_kernels() -> set[str]:
+    """The same names, of what the simulator's tests run."""
+    found = {f"int4fp8::quantize_kernel<{t}>" for t in ("__half", "__nv_bfloat16", "float")}
+    for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
+        values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"
+        found.add(f"int4fp8::decode_kernel<DecodeConfig<{values}>>")
+    for tokens, slabs, stages, groups in wlib_probe.int4fp8_cooperative_instances():
+        values = f"{tokens}, {slabs}, {groups}, {stages}"
+        found.add(f"int4fp8::cooperative_kernel<CooperativeConfig<{values}>>")
+    return found
 
 
 def is_simulated(entry: Entry) -> bool:
-    if entry.kernel.startswith("sm90_quantize"):
-        return hasattr(wlib_probe, "int4fp8_quantize")
-    instances = {
-        (tokens, groups, zeros, consumers, stages)
-        for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances()
-    }
-    compiled = configurations(entry.kernel)
-    return bool(compiled) and instances.issuperset(compiled)
+    compiled = compiled_kernels(entry)
+    return bool(compiled) and compiled <= simulated_kernels()
 
 
 def measurements(rows: Iterable[Row], table: list[Entry]) -> dict[Entry, list[Row]]:
