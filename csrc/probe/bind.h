@@ -1,5 +1,4 @@
-// wlib_probe hands parts of wlib to the tests as functions on NumPy arrays; every family binds its
-// own.
+// wlib_probe hands parts of wlib to the tests, as functions on NumPy arrays, family by family.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -16,8 +16,7 @@ FloatType float_type(const py::array& a) {
   throw std::invalid_argument("expected float32, float16, or uint16 with the bits of bfloat16");
 }
 
-// x [m, k] E4M3 bits, weight packed, x_scale [m], bias [n] or None, y [m, n]; rows of x may be
-// strided.
+// x [m, k] E4M3 bits (rows may be strided), weight packed, x_scale [m], bias [n] or None, y [m, n]
 int4fp8::GemmParams gemm_params(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
                                 const Array<float>& x_scale, const std::optional<py::array>& bias,
                                 py::array& y, int groups_per_tile, bool zero_points) {

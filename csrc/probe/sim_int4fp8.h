@@ -1,5 +1,4 @@
-// The int4fp8 kernels in the simulator: what the instrumented translation unit offers to the
-// bindings.
+// The int4fp8 kernels in the simulator: what the instrumented file offers to the bindings.
 #pragma once
 
 #include "sim/api.h"

@@ -17,8 +17,7 @@ sim::Report run_tensor_load(const uint8_t* x, int rows, int columns, int stride,
                             int row, uint8_t* out, const sim::Options& options);
 constexpr int kTensorBoxRows = 64;
 
-// Blocks for ever, which is a finding, unless PTX lets a wait for `parity` pass after `phases`
-// phases.
+// A deadlock, unless PTX lets a wait for `parity` pass after `phases` phases.
 sim::Report run_phase_wait(int phases, int parity, const sim::Options& options);
 
 // out[32, 5] per lane: shuffle from lane 3, float shuffle xor 4, ballot of lanes divisible by 3,

@@ -37,8 +37,7 @@ void require(Machine& m, bool ok, const char* who, const char* rule) {
 
 bool aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
-// Claims the destination at issue time: from now until the mbarrier completes, any other access
-// races.
+// Claims the destination at issue time: until the mbarrier completes, any other access races.
 void load(Machine& m, Cta& cta, void* own_smem, uint32_t bytes, uint64_t* own_bar, const char* who,
           const std::function<void(uint8_t*)>& fill) {
   const uint32_t offset = m.own_shared_offset(own_smem, bytes, who);

@@ -1,6 +1,5 @@
 // What the host branch of wlib/sm90/*.h calls. One function per PTX primitive; semantics in
-// docs/simulator.md. None of these is a template, so this is the whole seam between kernels and
-// simulator.
+// docs/simulator.md. No templates: this is the whole seam between kernels and simulator.
 #pragma once
 
 #include <cstddef>

@@ -5,8 +5,7 @@
     "fiber.cpp has a context switch for x86-64 only; add the callee-saved registers of your ABI here"
 #endif
 
-// Saves the callee-saved registers of the System V ABI; ucontext would also make a system call per
-// switch.
+// Saves the callee-saved registers of the System V ABI; ucontext would make a system call, too.
 extern "C" void wlib_sim_switch(void** save_sp, void* load_sp);
 asm(R"(
 .text
@@ -36,8 +35,7 @@ namespace wlib::sim {
 
 void Fiber::prepare(void* stack, void (*entry)()) {
   low_ = reinterpret_cast<uintptr_t>(stack);
-  // At `entry` the ABI wants rsp = 8 (mod 16), as after a call; a null return address ends
-  // backtraces.
+  // At `entry` the ABI wants rsp = 8 (mod 16), as after a call; a null return ends backtraces.
   auto* top = reinterpret_cast<void**>(low_ + kStackBytes);
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(entry);

@@ -23,8 +23,7 @@ void require(bool ok, const char* rule) {
   if (!ok) throw std::invalid_argument(rule);
 }
 
-// Registers per thread at launch, stated again: the machine takes nothing from the kernels'
-// headers.
+// Registers per thread at launch, stated again: the machine takes nothing from kernels' headers.
 int launch_registers(int threads) { return std::min(255, 65536 / threads / 8 * 8); }
 
 }  // namespace
@@ -191,8 +190,7 @@ void Machine::abandon() {
   __builtin_unreachable();
 }
 
-// The delay spans four orders of magnitude, so some operations are overtaken by hundreds of thread
-// switches.
+// Delays span four orders of magnitude, so some operations are overtaken by thousands of switches.
 uint64_t Machine::draw_due() {
   switch (options.timing) {
     case EngineTiming::kEager: return step_;

@@ -1,5 +1,4 @@
-// Internal state of the simulator: the CTAs of one cluster at a time, one fiber per thread, one OS
-// thread.
+// Internal state of the simulator: one cluster at a time, a fiber per thread, one OS thread.
 #pragma once
 
 #include <deque>
@@ -29,8 +28,7 @@ struct Cta;
 struct Thread;
 using WaitList = std::vector<Thread*>;
 
-// A range of "registers" (kernel locals on the fiber stack) that an in-flight wgmma reads or
-// writes.
+// A range of "registers" (kernel locals on the fiber stack) that a wgmma in flight uses.
 struct HeldRegisters {
   uintptr_t low, high;
   uint32_t op;  // index of the last wgmma of this warpgroup that uses the range
@@ -124,8 +122,8 @@ struct Warpgroup {
 
 struct RegisterPool {
   int free = 0;
-  std::vector<std::vector<int>>
-      history;  // per warp: registers per thread, at launch and after each change
+  // Per warp: registers per thread, at launch and after each change.
+  std::vector<std::vector<int>> history;
   WaitList waiters;
 };
 
@@ -162,8 +160,7 @@ class Machine {
   void run_cluster(Dim3 first_block);
   void resolve_sources();  // program counters -> file:line, after the run
 
-  // Scheduling (machine.cpp). block_until() parks the running thread on `list` until `ready()`
-  // holds.
+  // Scheduling (machine.cpp). block_until() parks the running thread on `list` until ready().
   template <class Describe, class Ready>
   void block_until(WaitList& list, Describe describe, Ready ready) {
     if (ready()) return;
@@ -180,8 +177,7 @@ class Machine {
   uint64_t draw_due();          // when the next asynchronous operation happens
   void schedule(uint64_t due, std::function<void()> run);
 
-  // Findings (findings.cpp). They are attributed to the kernel statement that entered the machine
-  // last.
+  // Findings (findings.cpp), attributed to the kernel statement that entered the machine last.
   Machine& enter(const void* pc) {
     pc_ = pc;
     return *this;

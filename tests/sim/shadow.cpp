@@ -12,8 +12,7 @@ void Shadow::mark_barrier(size_t offset) {
   }
 }
 
-// Calls f(granule, its offset, first byte within, mask of bytes within) for every granule of the
-// range.
+// Calls f(granule, its offset, first byte within, mask of bytes within) all over the range.
 template <class F>
 void Shadow::for_granules(size_t offset, size_t bytes, F f) {
   for (size_t at = offset, end = offset + bytes; at < end;) {

@@ -36,8 +36,7 @@ struct Operand {
   }
 };
 
-// Hopper's FP8 accumulation, as observed: addends are aligned to the largest exponent and
-// truncated.
+// Hopper's FP8 accumulation, as observed: addends are aligned to the largest and truncated.
 float truncated_sum(const std::vector<float>& terms) {
   constexpr int kZero = -1000;
   int top = kZero;

@@ -1,5 +1,4 @@
-// Thread block clusters, one-dimensional along x: barrier, each other's shared memory, remote
-// arrivals.
+// Thread block clusters along x: barrier, each other's shared memory, remote arrivals.
 //
 // A CTA must not exit while a peer may still touch its shared memory: end with a cluster_sync(), or
 // let the last accesses of the peers be ordered before something the CTA waits for.

@@ -1,5 +1,4 @@
-// Host side: launches a kernel, in clusters if asked, with as much dynamic shared memory as it
-// needs.
+// Host side: launches a kernel, in clusters if asked, with the dynamic shared memory it needs.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -59,8 +58,7 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, int smem_byte
   return cudaLaunchKernelExC(&shape.config, entry, arguments);
 }
 
-// How many clusters of `cluster` CTAs the current device runs at a time; asked once per kernel and
-// device.
+// How many clusters of `cluster` CTAs the device runs at a time; asked once per kernel and device.
 template <class Params>
 cudaError_t resident_clusters(void (*kernel)(Params), int threads, int smem_bytes, int cluster,
                               int* count) {

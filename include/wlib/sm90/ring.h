@@ -41,8 +41,7 @@ struct Ring {
     }
     mbarrier_init_fence();
   }
-  // Producer. In the first pass nothing was released yet: waiting for the opposite parity passes at
-  // once.
+  // Producer. In the first pass nothing was released yet: the opposite parity passes at once.
   WLIB_DEVICE void wait_empty(RingCursor<kStages> at) {
     mbarrier_wait(empty[at.stage], at.parity ^ 1);
   }

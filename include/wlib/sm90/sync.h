@@ -75,8 +75,7 @@ WLIB_DEVICE void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// setmaxnreg: every warp of a warpgroup takes part. acquire waits until the others have released
-// enough.
+// setmaxnreg, by every warp of a warpgroup. acquire waits until others have released enough.
 template <int kCount>
 WLIB_DEVICE void release_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));

@@ -1,5 +1,4 @@
-// Warpgroup MMA on CuTe's instruction wrappers, which also supply the layouts the simulator
-// evaluates.
+// Warpgroup MMA on CuTe's instruction wrappers, whose layouts are what the simulator evaluates.
 #pragma once
 
 #include <cute/arch/mma_sm90_gmma.hpp>
@@ -80,8 +79,7 @@ WLIB_DEVICE void call(float* d, uint64_t a, uint64_t b, ScaleOut s, std::index_s
 WLIB_DEVICE void wgmma_fence() { cute::warpgroup_arrive(); }
 WLIB_DEVICE void wgmma_commit() { cute::warpgroup_commit_batch(); }
 
-// A fragments must outlive the matching wait: declare them where the wait is, not in an inner
-// scope.
+// A fragments must outlive the matching wait: declare them in the scope of the wait.
 template <class Op>
 WLIB_DEVICE void wgmma(float (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b,
                        bool accumulate) {
