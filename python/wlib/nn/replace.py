@@ -45,7 +45,7 @@ def replace_linear(
     refused: dict[str, ValueError] = {}
     names = []
     for name, module in model.named_modules(remove_duplicate=False):
-        if type(module) is not nn.Linear or _matches(name, skip):
+        if type(module) is not nn.Linear or matches(name, skip):
             continue
         names.append(name)
         try:
@@ -60,5 +60,6 @@ def replace_linear(
     return names
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a glob pattern fits a dotted name or its last parts."""
     return any(fnmatchcase(name, p) or fnmatchcase(name, f"*.{p}") for p in patterns)
