@@ -105,13 +105,14 @@ class Checkpoint:
             else:
                 return None
         method = config.one_of("quant_method", *FORMATS)
+        found = FORMATS[method].from_config(config)
         if method == Native.name:
+            expected = Native.metadata[_VERSION]
             for file in files:
-                expected = Native.metadata[_VERSION]
-                if file.metadata.get(_VERSION) != expected:
-                    got = file.metadata.get(_VERSION, "nothing")
+                got = file.metadata.get(_VERSION, "nothing")
+                if got != expected:
                     refuse(WHERE, expected, got, f"{file.path.name}: __metadata__.{_VERSION}")
-        return FORMATS[method].from_config(config)
+        return found
 
     def _looks_like_fireq(self) -> bool:
         # Its checkpoints carry no config; weights of integers next to scales are theirs alone.

@@ -163,42 +163,42 @@ class SafetensorsWriter:
 
     def __init__(self, folder: Path) -> None:
         self._spool = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, closed by `finish`
-        self._tensors: dict[str, tuple[Tensor, int]] = {}  # a meta tensor and its place in _spool
+        self._entries: dict[str, Entry] = {}  # with offsets into _spool
         self.nbytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Append a CPU tensor; ValueError if the name is taken."""
-        if name in self._tensors:
+        if name in self._entries:
             refuse("wlib.formats", "one tensor of each name", "two", name)
-        self._tensors[name] = (tensor.to("meta"), self.nbytes)
         octets: Any = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
         self._spool.write(octets)
-        self.nbytes += tensor.nbytes
+        start, self.nbytes = self.nbytes, self.nbytes + tensor.nbytes
+        self._entries[name] = Entry(tensor.dtype, tuple(tensor.shape), start, self.nbytes)
 
     @property
     def names(self) -> Iterator[str]:
         """The tensors added so far."""
-        return iter(self._tensors)
+        return iter(self._entries)
 
     def finish(self, path: Path, metadata: Mapping[str, str]) -> None:
         """Write the file; the widest dtypes come first, which aligns every tensor to its own."""
-        tensors = sorted(self._tensors.items(), key=lambda item: -item[1][0].itemsize)
+        entries = dict(sorted(self._entries.items(), key=lambda item: -item[1].dtype.itemsize))
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         offset = 0
-        for name, (tensor, _) in tensors:
+        for name, entry in entries.items():
             header[name] = {
-                "dtype": _NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [offset, offset + tensor.nbytes],
+                "dtype": _NAMES[entry.dtype],
+                "shape": list(entry.shape),
+                "data_offsets": [offset, offset + entry.nbytes],
             }
-            offset += tensor.nbytes
+            offset += entry.nbytes
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         with path.open("xb") as file, self._spool as spool:
             file.write(len(text).to_bytes(8, "little") + text)
-            for _, (tensor, place) in tensors:
-                spool.seek(place)
-                _copy(spool, file, tensor.nbytes)
+            for entry in entries.values():
+                spool.seek(entry.start)
+                _copy(spool, file, entry.nbytes)
 
 
 def _copy(source: Any, target: Any, nbytes: int) -> None:
