@@ -200,6 +200,22 @@ def test_act_order_reaches_the_result_of_the_layer(tmp_path: Path) -> None:
     assert torch.equal(compiled(x), module(x))
 
 
+@pytest.mark.parametrize(
+    ("order", "kind", "message"),
+    [
+        (torch.arange(128), TypeError, "k_permutation of dtype torch.int32, got torch.int64"),
+        (torch.arange(64).int(), ValueError, r"k_permutation of shape \[128\], got \[64\]"),
+        (torch.arange(128, device="meta").int(), ValueError, "k_permutation on cpu, got meta"),
+    ],
+)
+def test_a_permutation_that_does_not_fit_a_layer_is_refused(
+    order: Tensor, kind: type[Exception], message: str
+) -> None:
+    weight = wlib.Int4Weight.quantize(torch.randn(8, 128))
+    with pytest.raises(kind, match=message):
+        wlib.nn.Int4Fp8Linear.from_weight(weight, None, order)
+
+
 def scales_read(scale: Tensor, folder: Path) -> Int4Layer:
     """The layer of GPTQ scales [N, K/G], groups of 32."""
     n, groups = scale.shape

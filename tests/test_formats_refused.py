@@ -143,6 +143,17 @@ TENSORS: list[tuple[str, Change, type[Exception], str]] = [
     (GPTQ, put(scales=torch.ones(8, 24).half()), ValueError, "scales"),
     (GPTQ, put(scales=torch.ones(3, 24).half()), ValueError, "scales"),
     (GPTQ, put(scales=torch.ones(0, 24).half()), ValueError, "scales"),
+    (GPTQ, put(qweight=torch.zeros(0, 24).int()), ValueError, "scales"),
+    (
+        CT,
+        put(
+            weight_packed=torch.zeros(0, 32).int(),
+            weight_shape=torch.tensor([0, 256]),
+            weight_scale=torch.ones(0, 4).half(),
+        ),
+        ValueError,
+        "weight_scale",
+    ),
     (GPTQ, put(qzeros=torch.zeros(4, 4, dtype=torch.int32)), ValueError, "qzeros"),
     (GPTQ, put(g_idx=torch.zeros(256, dtype=torch.int32)), ValueError, "g_idx"),
     (GPTQ, put(g_idx=torch.arange(256).int()), ValueError, "g_idx"),

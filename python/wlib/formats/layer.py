@@ -97,8 +97,10 @@ class LayerTensors:
         ValueError unless it divides K, is one a kernel serves, and is `group_size`, in which -1
         stands for K and None for any.
         """
+        if 0 in scale.shape:
+            self.refuse("scales of a weight that is not empty", list(scale.shape), field)
         count = scale.shape[1]
-        size = k // count if count and k % count == 0 else 0
+        size = k // count if k % count == 0 else 0
         layout.check_group_size(f"{WHERE}: {self.layer}.{field}", k, size)
         if group_size not in (None, size, -1 if size == k else None):
             self.refuse(f"groups of {group_size} columns", f"{size} of k={k}", field)
