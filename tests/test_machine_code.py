@@ -17,10 +17,6 @@ from wlib._load import library_path, text
 MAX_KERNELS = 100
 WEIGHTS_PER_WGMMA = 8  # per thread, in the decode kernel: 64 weights and 8 wgmmas a tile
 MAX_ALU_PER_WEIGHT = 0.75
-# Where ptxas puts more of the moves and shifts on the ALU, or several groups' scales are unpacked.
-ABOVE_BAR = {"8, 1, true", "8, 2, false", "8, 2, true", "8, 4, false", "8, 4, true",
-             "16, 4, true", "32, 4, false", "32, 4, true", "64, 4, false",
-             "64, 4, true"}  # fmt: skip
 
 GATE = Path(__file__).parents[1] / "cmake" / "ptxas_gate.sh"
 
@@ -70,14 +66,11 @@ def test_decode_kernels_feed_the_tensor_cores_from_bulk_copies(kernels: dict[str
 
 
 def test_alu_instructions_per_weight(kernels: dict[str, Kernel]) -> None:
-    above = set()
     for name, kernel in decode(kernels).items():
         per_weight = kernel.alu / (kernel.wgmma * WEIGHTS_PER_WGMMA)
         print(f"{name}: {per_weight:.3f}")
         assert per_weight > 0.5  # five logic operations for eight weights are the least there is
-        if per_weight > MAX_ALU_PER_WEIGHT:
-            above.add(name.rsplit(", ", 2)[0])
-    assert above <= ABOVE_BAR
+        assert per_weight <= MAX_ALU_PER_WEIGHT, name
 
 
 @pytest.mark.parametrize("column", machine_code.COLUMNS)

@@ -13,6 +13,8 @@
 // - (1+2z) = 2 (q-z).
 #pragma once
 
+#include <iterator>
+
 #include "int4fp8/sm90_decode_config.h"
 #include "int4fp8/sm90_fragments.h"
 #include "int4fp8/sm90_store.h"
@@ -29,6 +31,7 @@ constexpr int kPartialPitch = int4::kTileRows + 4;  // floats; the 4 spread a st
 template <class C>
 struct DecodeSmem {
   alignas(1024) uint8_t x[C::kConsumers][C::kStages][C::kActivationBytes];
+  alignas(1024) uint32_t ones[int4::kTileRows * 128 / 4];  // an A operand of +1 or -1
   alignas(128) uint8_t weights[C::kConsumers][C::kStages][C::kTileBytes];
   // Two items' partial sums: [source warpgroup of the cluster, token of this CTA's share]; their
   // number does not depend on the cluster's size.
@@ -78,18 +81,35 @@ WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   }
 }
 
+// What a consumer warpgroup keeps in registers from tile to tile.
+template <class C>
+struct Consumer {
+  sm90::Ring<C::kStages>& ring;
+  sm90::RingCursor<C::kStages> at;
+  const uint8_t* weights;  // of stage 0
+  uint64_t x;              // descriptor of stage 0
+  uint64_t ones;           // descriptor
+
+  WLIB_DEVICE Consumer(DecodeSmem<C>& s, int index)
+      : ring(s.ring[index]),
+        weights(s.weights[index][0]),
+        x(sm90::swizzled_tile_descriptor(s.x[index][0])),
+        ones(sm90::swizzled_tile_descriptor(s.ones)) {}
+};
+
 // Issues the wgmmas of one group's k steps. The tile's weights are decoded behind the first
 // constant ones.
 template <class C>
-WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group,
-                                const uint32_t (&one)[4], uint32_t (&a)[4][4],
-                                float (&products)[C::kRegs], float (&x_sums)[C::kRegs]) {
+WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group, uint64_t ones,
+                                uint32_t (&a)[4][4], float (&products)[C::kRegs],
+                                float (&x_sums)[C::kRegs]) {
   const int first = group * C::kSteps;
-  auto& ones = C::kZeros ? x_sums : products;
+  auto& sums = C::kZeros ? x_sums : products;
   sm90::wgmma_fence();
   WLIB_UNROLL
   for (int step = first; step < first + C::kSteps; ++step) {
-    sm90::wgmma<typename C::Wgmma>(ones, one, x + step * sm90::kDescriptorKStep, step != first);
+    sm90::wgmma<typename C::WgmmaOnes>(sums, ones, x + step * sm90::kDescriptorKStep,
+                                       step != first);
   }
   if (group == 0) load_fragments<Fragment::kOdd>(tile, a);
   sm90::wgmma_fence();
@@ -101,24 +121,6 @@ WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group,
   sm90::wgmma_commit();
 }
 
-// What a consumer warpgroup keeps in registers from tile to tile.
-template <class C>
-struct Consumer {
-  sm90::Ring<C::kStages>& ring;
-  sm90::RingCursor<C::kStages> at;
-  const uint8_t* weights;  // of stage 0
-  uint64_t x;              // descriptor of stage 0
-  uint32_t one[4];         // an A fragment of +1 or -1
-
-  WLIB_DEVICE Consumer(DecodeSmem<C>& s, int index)
-      : ring(s.ring[index]),
-        weights(s.weights[index][0]),
-        x(sm90::swizzled_tile_descriptor(s.x[index][0])) {
-    WLIB_UNROLL
-    for (uint32_t& r : one) r = C::kZeros ? kOddPlusOne : kOddMinusOne;
-  }
-};
-
 template <class C>
 WLIB_DEVICE void multiply_tile(Consumer<C>& c, float (&sum)[C::kRegs]) {
   uint32_t a[4][4];
@@ -128,7 +130,7 @@ WLIB_DEVICE void multiply_tile(Consumer<C>& c, float (&sum)[C::kRegs]) {
   const uint64_t x = c.x + uint32_t(c.at.stage) * (C::kActivationBytes >> 4);
   WLIB_UNROLL
   for (int group = 0; group < C::kGroups; ++group) {
-    multiply_group<C>(tile, x, group, c.one, a, products, x_sums);
+    multiply_group<C>(tile, x, group, c.ones, a, products, x_sums);
     const RowPair<C> rows(tile, group);  // while the tensor cores work
     sm90::wgmma_wait<0>(products);
     if constexpr (C::kZeros) sm90::wgmma_wait<0>(x_sums);
@@ -256,6 +258,9 @@ template <class C>
 WLIB_KERNEL(C::kThreads)
 decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
   auto& s = sm90::dynamic_smem<DecodeSmem<C>>();
+  for (int i = sm90::thread_index(); i < int(std::size(s.ones)); i += C::kThreads)
+    s.ones[i] = C::kZeros ? kOddPlusOne : kOddMinusOne;
+  sm90::fence_proxy_async();
   if (sm90::thread_index() == 0) init_barriers<C>(s, p);
   sm90::cluster_sync();
   const int group = sm90::warpgroup_index(), rank = sm90::warp_uniform(sm90::cluster_rank());

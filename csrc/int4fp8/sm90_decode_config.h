@@ -20,6 +20,7 @@ struct DecodeConfig {
   static constexpr int kConsumers = kConsumers_;  // warpgroups splitting the CTA's share of K
   static constexpr int kStages = kStages_;
   using Wgmma = typename sm90::WgmmaE4M3<kTokens>::Rs;
+  using WgmmaOnes = typename sm90::WgmmaE4M3<kTokens>::Ss;
   static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
 
   static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;

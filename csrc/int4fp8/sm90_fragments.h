@@ -1,6 +1,8 @@
 // From a packed tile in shared memory to wgmma's A fragments and to the scales of a thread's rows.
 #pragma once
 
+#include <vector_types.h>
+
 #include "wlib/layout/int4_tile.h"
 #include "wlib/numerics/odd_code.h"
 #include "wlib/sm90/bits.h"

@@ -5,6 +5,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cmath>
+
 #include "wlib/numerics/e4m3.h"
 #include "wlib/params/int4fp8.h"
 #include "wlib/sm90/sync.h"
