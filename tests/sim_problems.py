@@ -193,16 +193,17 @@ def group_sizes(instance: Instance | CooperativeInstance, k: int) -> list[int]:
 
 
 @dataclasses.dataclass
-class DecodeCase:
+class GemmCase:
     """An exact problem and how to run it; mutants run it in a process of their own."""
 
     problem: Problem
     packed: npt.NDArray[np.uint8]
-    arguments: dict[str, Any]
+    arguments: dict[str, Any]  # of decode() or cooperative(), by the type of the instance
 
     def run(self) -> tuple[list[Any], bool]:
         """Findings, and whether the result is the reference's."""
-        y, findings = decode(self.problem, packed=self.packed, **self.arguments)
+        kernel = decode if isinstance(self.arguments["instance"], Instance) else cooperative
+        y, findings = kernel(self.problem, packed=self.packed, **self.arguments)
         return findings, np.array_equal(y, self.problem.reference())
 
 
@@ -298,20 +299,20 @@ def cooperative(
     instance: CooperativeInstance,
     ctas: int = 1,
     out: type[np.generic] = np.float32,
-    module: Any = probe,
+    packed: npt.NDArray[np.uint8] | None = None,
     **options: Any,
 ) -> Result:
     """Run the cooperative kernel: `ctas` CTAs share the tiles."""
     poison = 0x7FC1 if out is np.uint16 else np.nan
     y = np.full((problem.shape.m, problem.shape.n), poison, out)
-    report = module.int4fp8_cooperative(
+    report = probe.int4fp8_cooperative(
         problem.x,
-        problem.packed(),
+        problem.packed() if packed is None else packed,
         problem.x_scale,
         problem.bias,
         y,
         ctas=ctas,
-        options=module.Options(**options),
+        options=probe.Options(**options),
         **instance._asdict(),
     )
     return Result(y, report.findings)

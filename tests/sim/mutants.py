@@ -13,6 +13,7 @@ KERNEL = "csrc/int4fp8/sm90_decode.h"
 CONFIG = "csrc/int4fp8/sm90_decode_config.h"
 QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
 STORE = "csrc/int4fp8/sm90_store.h"
+COOPERATIVE = "csrc/int4fp8/sm90_cooperative.h"
 FRAGMENTS = "csrc/int4fp8/sm90_fragments.h"
 RING = "include/wlib/sm90/ring.h"
 WGMMA = "include/wlib/sm90/wgmma.h"
@@ -25,12 +26,77 @@ class Mutant:
     file: str
     edits: tuple[tuple[str, str], ...]  # (old, new), each old text occurring once
 
+    @property
+    def source(self) -> str:
+        """The instrumented file whose kernels show the bug."""
+        return "sim_cooperative.cpp" if self.file == COOPERATIVE else "sim_int4fp8.cpp"
+
 
 def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
     return Mutant(name, caught_by, file, tuple(zip(texts[0::2], texts[1::2], strict=True)))
 
 
 CONTROL = mutant("nothing changed", "", RING, "#pragma once", "#pragma once")
+_COOPERATIVE_MUTANTS = [
+    mutant(
+        "cooperative: full wait missing", "smem-race-copy", COOPERATIVE, "s.ring.wait_full(at);", ""
+    ),
+    mutant(
+        "cooperative: empty wait missing", "mbarrier", COOPERATIVE, "s.ring.wait_empty(at);", ""
+    ),
+    mutant(
+        "cooperative: no barrier after the initialisation",
+        "mbarrier",
+        COOPERATIVE,
+        "  sm90::block_sync();\n",
+        "",
+    ),
+    mutant(
+        "cooperative: one warpgroup releases for two",
+        "smem-overwrite-wgmma",
+        COOPERATIVE,
+        "C::kConsumers * 4",
+        "4",
+    ),
+    mutant(
+        "cooperative: fence missing", "wgmma-fence", COOPERATIVE, "    sm90::wgmma_fence();\n", ""
+    ),
+    mutant(
+        "cooperative: wgmma wait missing",
+        "wgmma-register",
+        COOPERATIVE,
+        "sm90::wgmma_wait<0>(products);",
+        "",
+    ),
+    mutant(
+        "staging read before all have written",
+        "smem-race",
+        COOPERATIVE,
+        "    }\n    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);\n",
+        "    }\n",
+    ),
+    mutant(
+        "staging overwritten before all have read",
+        "smem-race",
+        COOPERATIVE,
+        "++pass) {\n    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);",
+        "++pass) {",
+    ),
+    mutant(
+        "row blocks beyond the last fetched",
+        "global-bounds",
+        COOPERATIVE,
+        "tile.first_block + w < p.row_blocks ? tile.first_block + w : p.row_blocks - 1",
+        "tile.first_block + w",
+    ),
+    mutant(
+        "activations of the first token block for all",
+        "numerics",
+        COOPERATIVE,
+        "k * int4::kTileColumns, tile.first_token, full",
+        "k * int4::kTileColumns, 0, full",
+    ),
+]
 _RING_MUTANTS = [
     mutant("empty wait: wrong parity", "deadlock", RING, "at.parity ^ 1", "at.parity"),
     mutant(
@@ -97,6 +163,13 @@ _WGMMA_MUTANTS = [
         "load_fragments<Fragment::kOdd>(tile, a);",
     ),
     mutant(
+        "constant operand written without a proxy fence",
+        "proxy-fence",
+        KERNEL,
+        "  sm90::fence_proxy_async();\n",
+        "",
+    ),
+    mutant(
         "no fence before the first wgmma",
         "wgmma-fence",
         KERNEL,
@@ -108,7 +181,7 @@ _WGMMA_MUTANTS = [
         "wgmma-register",
         KERNEL,
         "  // while the tensor cores work",
-        "load_fragments(tile, a);",
+        "load_fragments<Fragment::kOdd>(tile, a);",
     ),
     mutant(
         "descriptor without swizzle",
@@ -335,6 +408,7 @@ MUTANTS = [
     *_CLUSTER_MUTANTS,
     *_VALUE_MUTANTS,
     *_QUANTIZER_MUTANTS,
+    *_COOPERATIVE_MUTANTS,
 ]
 
 
