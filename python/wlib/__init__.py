@@ -1,6 +1,6 @@
 """wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
 
-from . import _ops, nn
+from . import _ops, nn, quant
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_quantize, int4fp8_gemm
 
@@ -12,6 +12,7 @@ __all__ = [
     "info",
     "int4fp8_gemm",
     "nn",
+    "quant",
 ]
 
 del _ops  # imported for its effect: it registers the ops and their fake kernels

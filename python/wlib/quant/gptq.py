@@ -45,13 +45,15 @@ def error_feedback(
             group = slice(start, start + group_size)
             scales.append(choose_scale(w[:, None, group], rule, grid, importance[None, group]))
         scale = scales[-1][:, 0]
-        errors = torch.empty_like(w[:, start:stop])
-        for j in range(start, stop):
-            codes[:, j] = round_codes(w[:, j], scale)
-            error = (w[:, j] - codes[:, j] * scale) / factor[j, j]
-            w[:, j:stop] -= error[:, None] * factor[j, j:stop]
-            errors[:, j - start] = error
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
+        here = factor[start:stop, start:stop]
+        columns = w[:, start:stop].T.contiguous()  # [block, N]: a column's weights lie together
+        rounded = torch.empty_like(columns)
+        for j in range(block):
+            rounded[j] = round_codes(columns[j], scale)
+            columns[j].sub_(rounded[j] * scale).div_(here[j, j])  # from here on the error
+            columns[j + 1 :].addr_(here[j, j + 1 :], columns[j], alpha=-1)
+        codes[:, start:stop] = rounded.T
+        w[:, stop:].addmm_(columns.T, factor[start:stop, stop:], alpha=-1)
     return codes, torch.cat(scales, dim=1)
 
 
@@ -97,15 +99,19 @@ def _least_squares_scale(w: Tensor, metric: Metric, codes: Tensor, groups: int) 
 def _descend(w: Tensor, metric: Metric, codes: Tensor, scale: Tensor) -> Tensor:
     """One sweep over the columns, each set to its best code given all others."""
     h = metric.h.float()
-    codes = codes.clone()
+    result = torch.empty_like(codes)
     gradient = (w - codes * scale) @ h
     for start in range(0, w.shape[1], _BLOCK):
-        stop = min(start + _BLOCK, w.shape[1])
-        steps = torch.empty_like(w[:, start:stop])
-        for j in range(start, stop):
-            now = codes[:, j] * scale[:, j]
-            codes[:, j] = round_codes(now + gradient[:, j] / h[j, j], scale[:, j])
-            steps[:, j - start] = codes[:, j] * scale[:, j] - now
-            gradient[:, j:stop] -= steps[:, j - start, None] * h[j, j:stop]
-        gradient[:, stop:] -= steps @ h[start:stop, stop:]
-    return codes
+        part = slice(start, start + _BLOCK)
+        here = h[part, part]
+        slopes, steps, now = (x[:, part].T.contiguous() for x in (gradient, scale, codes))
+        values = now * steps
+        changes = torch.empty_like(now)
+        for j in range(len(now)):
+            code = round_codes(slopes[j] / here[j, j] + values[j], steps[j])
+            now[j] = code
+            torch.sub(code * steps[j], values[j], out=changes[j])
+            slopes[j + 1 :].addr_(here[j, j + 1 :], changes[j], alpha=-1)
+        result[:, part] = now.T
+        gradient[:, part.stop :].addmm_(changes.T, h[part, part.stop :], alpha=-1)
+    return result
