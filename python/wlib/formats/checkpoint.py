@@ -48,13 +48,8 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.folder = self.path if self.path.is_dir() else self.path.parent
-        self._file_of: dict[str, SafetensorsFile] = {}
         files = [SafetensorsFile(file) for file in _find_files(self.path)]
-        for file in files:
-            for name in file.entries:
-                if name in self._file_of:
-                    refuse(WHERE, "one tensor of each name", "two", f"{file.path.name}: {name}")
-                self._file_of[name] = file
+        self._file_of = {name: file for file in files for name in file.entries}
         self.entries: dict[str, Entry] = {n: f.entries[n] for n, f in self._file_of.items()}
         self.format = self._find_format(files)
         self._fields: dict[str, list[str]] = {}
