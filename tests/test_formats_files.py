@@ -18,13 +18,12 @@ from wlib.formats import Checkpoint
 from wlib.formats.safetensors import DTYPES, SafetensorsFile, SafetensorsWriter
 
 REFUSED = r"^wlib\.formats: expected .*, got .* \(argument '.*'\)$"
-settings.register_profile(
-    "files",
+FUZZ = settings(
+    max_examples=300,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-settings.load_profile("files")
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +159,7 @@ def sound(file: SafetensorsFile, size: int) -> None:
         assert list(file.read(name).shape) == list(found.shape)
 
 
-@settings(max_examples=600)
+@FUZZ
 @given(st.integers(0, 2**32))
 def test_damaged_files_are_refused_or_sound(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
@@ -197,7 +196,7 @@ header_entries = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@FUZZ
 @given(st.dictionaries(st.text(max_size=3), header_entries | json_values), st.binary(max_size=30))
 def test_invented_headers_are_refused_or_sound(
     tmp_path: Path, header: dict[str, Any], data: bytes

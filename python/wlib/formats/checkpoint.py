@@ -48,7 +48,7 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.folder = self.path if self.path.is_dir() else self.path.parent
-        files = [SafetensorsFile(file) for file in _find_files(self.path)]
+        files = _open_files(self.path)
         self._file_of = {name: file for file in files for name in file.entries}
         self.entries: dict[str, Entry] = {n: f.entries[n] for n, f in self._file_of.items()}
         self.format = self._find_format(files)
@@ -67,8 +67,8 @@ class Checkpoint:
             KeyError: there is no such layer.
             TypeError, ValueError: a tensor does not fit the format; the message names it.
         """
-        assert self.format
         tensors = {field: self.read(f"{layer}.{field}") for field in self._fields[layer]}
+        assert self.format  # or there would be no layer
         return self.format.read(LayerTensors(layer, tensors))
 
     def read(self, name: str) -> Tensor:
@@ -118,25 +118,25 @@ class Checkpoint:
         return False
 
 
-def _find_files(path: Path) -> list[Path]:
+def _open_files(path: Path) -> list[SafetensorsFile]:
     if path.suffix in _PICKLES:
         refuse(WHERE, "a safetensors file (pickles can run code)", path.name, "path")
     if path.is_file():
-        return [path]
+        return [SafetensorsFile(path)]
     if not path.is_dir():
         refuse(WHERE, "a file or folder", f"nothing at {path}", "path")
     if (path / INDEX).is_file():
-        return _indexed_files(path)
+        return _open_indexed(path)
     single = path / "model.safetensors"
     files = [single] if single.is_file() else sorted(path.glob("*.safetensors"))
     if len(files) != 1:
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES)
         got = ", ".join([file.name for file in files] or pickles) or "neither"
         refuse(WHERE, f"{INDEX} or one .safetensors file (pickles can run code)", got, "path")
-    return files
+    return [SafetensorsFile(files[0])]
 
 
-def _indexed_files(folder: Path) -> list[Path]:
+def _open_indexed(folder: Path) -> list[SafetensorsFile]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         refuse(WHERE, "an object of file names", weight_map, f"{INDEX}: weight_map")
@@ -146,12 +146,13 @@ def _indexed_files(folder: Path) -> list[Path]:
         if not plain or not name.endswith(".safetensors"):  # no way out of the folder, no pickles
             refuse(WHERE, "the name of a .safetensors file", name, f"{INDEX}: {tensor}")
         listed.setdefault(name, set()).add(tensor)
-    for name, tensors in listed.items():
+    files = []
+    for name in sorted(listed):
         if not (folder / name).is_file():
             refuse(WHERE, f"a file {name}", "none", INDEX)
-        found = set(SafetensorsFile(folder / name).entries)
-        if found != tensors:
-            first = min(found ^ tensors)
+        files.append(SafetensorsFile(folder / name))
+        differing = listed[name] ^ files[-1].entries.keys()
+        if differing:
             expected = f"{name} to hold the tensors the index lists"
-            refuse(WHERE, expected, "others", f"{INDEX}: {first}")
-    return [folder / name for name in sorted(listed)]
+            refuse(WHERE, expected, "others", f"{INDEX}: {min(differing)}")
+    return files

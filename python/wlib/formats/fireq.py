@@ -44,7 +44,7 @@ class FireQ(Format):
         bias = tensors.bias(n)
         factor = tensors.find("per_tensor_scale_inv", FLOATS, (1,))
         if factor is not None:
-            if factor.item() <= 0 or math.frexp(factor.item())[0] != 0.5:
+            if math.frexp(factor.item())[0] != 0.5:  # -0.5 for a negative one
                 tensors.refuse("a power of two", factor.item(), "per_tensor_scale_inv")
             scale = scale * factor.float()
             bias = None if bias is None else bias.float() * factor.float()
