@@ -81,10 +81,10 @@ def scale_channels(
             size = weight.abs()
             sizes = size.amax(dim=0) if recipe.channel_scaling == "absmax" else size.mean(dim=0)
             factors = repeat.join(1 / sizes.clamp_min(1e-3 * sizes.mean()))
-        factors = factors / (factors.amax() * factors.amin()).sqrt()
+        factors = factors.double() / (factors.amax() * factors.amin()).sqrt()
         _divide_outputs(source, source_name, factors)
         for target in targets:
-            target.weight.data.copy_(target.weight.float() * repeat.spread(factors))
+            target.weight.data.copy_(target.weight.double() * repeat.spread(factors))
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def _divide_outputs(source: nn.Module, name: str, factors: Tensor) -> None:
     probe = probe.to(before[0])
     expected = source(probe)
     for parameter, old in zip(parameters, before, strict=True):
-        parameter.data.copy_(old.float() / factors.view(-1, *(1,) * (old.dim() - 1)))
+        parameter.data.copy_(old.double() / factors.view(-1, *(1,) * (old.dim() - 1)))
     # A norm that multiplies with 1 + weight, say, would fail this.
     error = (source(probe) * factors - expected).norm() / expected.norm()
     if not error < 8 * torch.finfo(probe.dtype).eps:
