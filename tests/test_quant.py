@@ -12,7 +12,7 @@ from torch import Tensor
 from wlib import Int4Weight
 from wlib.group_scale import ScaleGrid, choose_scale, round_codes
 from wlib.quant import Recipe, ScaleUnderflowWarning, quantize_weight
-from wlib.quant.gptq import error_feedback, refine
+from wlib.quant.gptq import _least_squares_scale, error_feedback, refine
 from wlib.quant.moments import Metric, Moments
 from wlib.reference.int4fp8 import decode_e4m3
 
@@ -138,6 +138,12 @@ def test_fp16_grid_is_exact_in_bf16_and_fp16_over_the_whole_range() -> None:
     assert ((rounded / scale - 1).abs()[normal] <= 2**-8 + 2**-11).all()
 
 
+def test_scales_beyond_a_format_saturate() -> None:
+    beyond = torch.tensor([[1e30]])
+    for scale_format, largest in (("e4m3", 448.0), ("fp16", 65280.0)):
+        assert ScaleGrid(scale_format, None, per_row=False).round(beyond) == largest
+
+
 @pytest.mark.parametrize("outer", ["channel", "tensor"])
 def test_outer_scales_keep_e4m3_out_of_its_subnormals(outer: str) -> None:
     w = torch.randn(64, 512) * 0.02 * torch.logspace(-0.3, 0.3, 64)[:, None]
@@ -208,6 +214,8 @@ def test_moments_are_those_of_all_inputs() -> None:
     inverse = metric.factor.double().T @ metric.factor.double()
     torch.testing.assert_close(inverse @ metric.h, torch.eye(64).double(), rtol=0, atol=1e-3)
     assert not metric.factor.tril(-1).any()
+    moments.add(10 * x)
+    assert moments.metric(False, 1e-3).h.trace() > 2 * metric.h.trace()
 
 
 def test_metric_measures_the_output_error() -> None:
@@ -268,6 +276,19 @@ def correlated_inputs_like(x: Tensor) -> Tensor:
     """Fresh inputs with the second moments of x."""
     factor = torch.linalg.cholesky(x.T @ x / len(x) + 1e-9 * torch.eye(x.shape[1]))
     return torch.randn(1000, x.shape[1], dtype=torch.float64) @ factor.T
+
+
+def test_refitted_scales_are_those_of_least_squares() -> None:
+    w = torch.randn(6, 128) + 1
+    metric = moments_of(correlated_inputs(300, 128)).metric(False, 0.05)
+    codes = w.mul(4).round().clamp(-8, 7)
+    scales = _least_squares_scale(w, metric, codes, 4)
+    root = torch.linalg.cholesky(metric.h)
+    for row in range(6):
+        columns = torch.block_diag(*codes[row].double().view(4, 1, 32))  # [groups, K]
+        exact = torch.linalg.lstsq((columns @ root).T, (w[row].double() @ root)[:, None]).solution
+        assert exact.min() > 0
+        torch.testing.assert_close(scales[row].double(), exact[:, 0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("scale_format", ["bf16", "e4m3"])

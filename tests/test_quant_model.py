@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import wlib
 from wlib.nn import Int4Fp8Linear
 from wlib.quant import Fold, Recipe, key_factors, quantize_model, smooth_keys
-from wlib.quant.calibration import stages
+from wlib.quant.calibration import layer_inputs, stages
 from wlib.quant.channels import LLAMA_FOLDS, scale_channels
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 128, 4, 2, 32, 256
@@ -132,6 +132,16 @@ def test_layers_run_in_stages_of_one_input(model: Decoder, batches: list[Tensor]
     ]
 
 
+def test_a_pass_for_inputs_ends_at_their_layer(model: Decoder, batches: list[Tensor]) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    model.layers[0].mlp.register_forward_pre_hook(fail)
+    found = list(layer_inputs(model, "layers.0.self_attn.v_proj", batches))
+    for x, batch in zip(found, batches, strict=True):
+        assert torch.equal(x, model.layers[0].input_layernorm(batch).view(-1, HIDDEN))
+
+
 def test_without_calibration_it_is_replace_linear(model: Decoder) -> None:
     other = copy.deepcopy(model)
     report = quantize_model(model, Recipe(scale_rule="absmax/8"))
@@ -150,6 +160,18 @@ def test_calibration_lowers_the_error_on_other_inputs(
     nearest = output_error(model, Recipe(scale_rule="absmax/8"), [batches[-1]])
     calibrated = output_error(model, GPTQ, batches)
     assert 0.02 < calibrated < 0.7 * nearest
+
+
+def test_half_precision_models(model: Decoder, batches: list[Tensor]) -> None:
+    half = copy.deepcopy(model).bfloat16()
+    recipe = Recipe(rounding="gptq", channel_scaling="awq")
+    report = quantize_model(half, recipe, [batch.bfloat16() for batch in batches])
+    assert all(layer.output_sqnr > 15 for layer in report if layer.name != "unused")
+    x = batches[0]
+    y = half(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert relative_error(y.float() - x, model(x) - x) < 0.2
 
 
 def test_each_layer_sees_inputs_of_the_quantised_ones(
@@ -311,6 +333,10 @@ def test_refusals_leave_the_model_alone(model: Decoder, batches: list[Tensor]) -
 
 def test_skip_and_shared_layers(model: Decoder, batches: list[Tensor]) -> None:
     model.layers[1].mlp.up_proj = model.layers[0].mlp.up_proj
+    shared = "layers.0.mlp.up_proj"
+    assert stages(model, [shared], batches[0]) == [[shared]]
+    names = ["layers.0.mlp.gate_proj", shared, "layers.1.mlp.gate_proj"]
+    assert stages(model, names, batches[0]) == [names[:2], names[2:]]  # by its first call
     report = quantize_model(model, Recipe(rounding="gptq", skip=("o_proj",)), batches)
     assert len(report.layers) == 2 * 7 + 1 - 2 - 1
     assert type(model.layers[0].self_attn.o_proj) is nn.Linear
