@@ -11,24 +11,7 @@ import pytest
 import torch
 
 import wlib
-from source_tree import ROOT, source_hash
-from wlib.info import Info
-
-# The package in the tree, and the copy that `make gpu-package` lays out.
-PACKAGES = (ROOT / "python" / "wlib", ROOT / "build" / "gpu" / "wlib")
-
-
-def wrong_installation(info: Info, package: Path) -> str | None:
-    """Why a test of this installation would not be a test of this tree, or None."""
-    if package not in PACKAGES:
-        return f"wlib comes from {package}, not from this tree: uninstall that copy"
-    libraries = [path / "_C.so" for path in PACKAGES] + [ROOT / "build" / "dev" / "_C.so"]
-    library = Path(info.library)
-    if library not in libraries and info.library != os.environ.get("WLIB_LIBRARY"):
-        return f"the library is {library}, not one of this tree's"
-    if info.build_id != source_hash():
-        return f"{library} (build {info.build_id}) is older than the sources: run `make build`"
-    return None
+from source_tree import ROOT, wrong_installation
 
 
 def missing_gpu() -> str | None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from pathlib import Path
+
+from wlib.info import Info
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "dev"
@@ -23,6 +26,23 @@ def source_hash() -> str:
     )
     lines = (f"{name} {hashlib.sha256((ROOT / name).read_bytes()).hexdigest()}" for name in sources)
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()[:12]
+
+
+# The package in the tree, and the copy that `make gpu-package` lays out.
+PACKAGES = (ROOT / "python" / "wlib", ROOT / "build" / "gpu" / "wlib")
+
+
+def wrong_installation(info: Info, package: Path) -> str | None:
+    """Why a test of this installation would not be a test of this tree, or None."""
+    if package not in PACKAGES:
+        return f"wlib comes from {package}, not from this tree: uninstall that copy"
+    libraries = [path / "_C.so" for path in PACKAGES] + [ROOT / "build" / "dev" / "_C.so"]
+    library = Path(info.library)
+    if library not in libraries and info.library != os.environ.get("WLIB_LIBRARY"):
+        return f"the library is {library}, not one of this tree's"
+    if info.build_id != source_hash():
+        return f"{library} (build {info.build_id}) is older than the sources: run `make build`"
+    return None
 
 
 def compile_command(source: str) -> list[str]:

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 import wlib
-from conftest import PACKAGES, wrong_installation
-from source_tree import BUILD, ROOT
+from source_tree import BUILD, PACKAGES, ROOT, wrong_installation
 from wlib.errors import typed_error
 
 CPU_BUILD = ROOT / "build" / "cpu"
