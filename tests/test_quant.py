@@ -319,6 +319,24 @@ def test_refinement_never_makes_a_row_worse(scale_format: str) -> None:
         assert (metric.error(w - other * step) >= best * (1 - 1e-4)).all()
 
 
+class CoarseGrid(ScaleGrid):
+    """Powers of two."""
+
+    def round(self, scale: Tensor) -> Tensor:
+        return torch.exp2(torch.log2(scale).ceil())
+
+
+def test_scales_that_a_coarse_grid_makes_worse_stay() -> None:
+    w = torch.randn(48, 256)
+    metric = moments_of(correlated_inputs(900, 256)).metric(False, 0.01)
+    scale = w.view(48, 2, 128).abs().amax(dim=2) / 8
+    step = scale.repeat_interleave(128, dim=1)
+    codes = round_codes(w, step)
+    after = refine(w, metric, codes, scale, CoarseGrid("bf16", None, per_row=False))
+    error = metric.error(w - after[0] * after[1].repeat_interleave(128, dim=1))
+    assert (error <= metric.error(w - codes * step) * (1 + 1e-5)).all()
+
+
 def test_the_metric_of_a_bias_ignores_the_mean() -> None:
     x = correlated_inputs(500, 128)
     w = torch.randn(16, 128)

@@ -84,7 +84,7 @@ class ScaleGrid:
     def round(self, scale: Tensor) -> Tensor:
         """The values of the grid nearest to non-negative scales, float32 [N, ...] both."""
         value = scale if self.outer is None else scale / self.outer
-        if self.format == "e4m3":
+        if self.format == "e4m3":  # torch versions differ in what a cast beyond 448 gives
             value = value.clamp(max=448).to(torch.float8_e4m3fn).float()
         if self.format == "fp16":
             value = value.clamp(max=_LARGEST_FP16_BF16).half().float()
