@@ -1,5 +1,6 @@
 #include "int4fp8/cpu_kernels.h"
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstring>
@@ -106,8 +107,8 @@ void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* val
 
 // The running sums of one token for rows r and r + 8; lanes are added up at the end.
 struct PairSum {
-  Floats a[kParts]{}, b[kParts]{};
-  float zero_a = 0, zero_b = 0;
+  Floats a[kParts], b[kParts];
+  float zero_a, zero_b;
 };
 
 // A run holds, for c = 0..3, columns 4c..4c+3 and 16+4c..16+4c+3 of its first step, then of its
@@ -173,6 +174,7 @@ void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, 
     const int64_t count = m - first < kTokens ? m - first : kTokens;
     for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
       PairSum sums[kTokens];
+      std::fill_n(sums, count, PairSum{});
       multiply_pair(block, k_tiles, layout, row, values + first * k_tiles * int4::kTileColumns,
                     step_sums + first * k_tiles * 4, count, sums);
       for (int64_t token = 0; token < count; ++token) {

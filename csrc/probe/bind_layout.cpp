@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "int4fp8/decode_plan.h"
+#include "int4fp8/gemm_plan.h"
 #include "probe/bind.h"
 #include "wlib/layout/int4_tile.h"
 #include "wlib/numerics/odd_code.h"
@@ -110,6 +111,14 @@ std::pair<int, int> plan(int row_blocks, int k_tiles, int tokens,
   return {plan.split_log2, plan.clusters};
 }
 
+const char* large_plan(int64_t m, int64_t n, int64_t k, bool zero_points, int sms) {
+  switch (int4fp8::plan_large(m, n, k, zero_points, sms)) {
+    case int4fp8::LargeKernel::kCooperative1: return "cooperative 128x128";
+    case int4fp8::LargeKernel::kCooperative2: return "cooperative 256x128";
+    default: return "decode";
+  }
+}
+
 }  // namespace
 
 void bind_layout(py::module_& m) {
@@ -134,6 +143,7 @@ void bind_layout(py::module_& m) {
   });
   m.def("int4fp8_decode_plan", &plan);
   m.def("int4fp8_decode_cost", &int4fp8::decode_cost);
+  m.def("int4fp8_large_plan", &large_plan);
 }
 
 }  // namespace wlib::probe
