@@ -18,6 +18,7 @@ constexpr int kLanes = 16;
 constexpr int kLanes = 8;
 #endif
 using Floats = float __attribute__((vector_size(kLanes * 4)));
+using Ints = int32_t __attribute__((vector_size(kLanes * 4)));
 constexpr int kParts = 16 / kLanes;  // vectors that hold 8 columns of each of two steps
 
 constexpr int kRun =
@@ -53,13 +54,21 @@ Floats load_floats(const float* x) {
   std::memcpy(&value, x, sizeof value);
   return value;
 }
+// Lane i of the result is lane i + kShift of v.
+template <int kShift>
+Floats rotate(Floats v) {
+  Ints lanes{};
+  for (int i = 0; i < kLanes; ++i) lanes[i] = (i + kShift) % kLanes;
+  return __builtin_shuffle(v, lanes);
+}
 float add_lanes(const Floats (&v)[kParts]) {
-  float lanes[kParts * kLanes];
-  std::memcpy(lanes, v, sizeof lanes);
-  for (int width = kParts * kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+  Floats sum = v[0];
+  if constexpr (kParts == 2) sum += v[kParts - 1];
+  if constexpr (kLanes == 16) sum += rotate<8>(sum);
+  sum += rotate<4>(sum);
+  sum += rotate<2>(sum);
+  sum += rotate<1>(sum);
+  return sum[0];
 }
 
 // Scale and zero point of a row for each of a tile's four steps.
@@ -118,11 +127,13 @@ struct RunScales {
   RunScales(const RowScales& row, int half) {
     const Floats first = Floats{} + row.scale[half * 2],
                  second = Floats{} + row.scale[half * 2 + 1];
-    part[0] = first;
     if constexpr (kParts == 2) {
-      part[1] = second;
+      part[0] = first;
+      part[kParts - 1] = second;
     } else {
-      std::memcpy(reinterpret_cast<float*>(part) + 8, &second, 8 * sizeof(float));
+      Ints second_step{};
+      for (int i = 8; i < kLanes; ++i) second_step[i] = -1;
+      part[0] = second_step ? second : first;
     }
   }
 };
@@ -142,46 +153,76 @@ void multiply_run(const Codes& codes, const float* x, const RunScales& scale_a,
   }
 }
 
-void multiply_pair(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int row,
-                   const float* values, const float* step_sums, int64_t m, PairSum* sums) {
-  Codes codes;
-  for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
-    const RowScales scales[2] = {load_scales(block, layout, row),
-                                 load_scales(block, layout, row + 8)};
-    for (int half = 0; half < 2; ++half) {
-      decode_run(run_of(block, half, row), codes);
-      const RunScales scale_a(scales[0], half), scale_b(scales[1], half);
-      for (int64_t token = 0; token < m; ++token) {
-        const float* x = values + (token * k_tiles + tile) * int4::kTileColumns + half * kRun;
-        multiply_run(codes, x, scale_a, scale_b, sums[token]);
-      }
-    }
-    if (!layout.zero_points) continue;
+// One pair of rows of one tile, for tokens whose activations are `stride` floats apart.
+void multiply_pair(const uint8_t* tile, int4::Layout layout, int row, const float* values,
+                   const float* step_sums, int64_t stride, int64_t m, PairSum* sums) {
+  const RowScales scales[2] = {load_scales(tile, layout, row), load_scales(tile, layout, row + 8)};
+  for (int half = 0; half < 2; ++half) {
+    Codes codes;
+    decode_run(run_of(tile, half, row), codes);
+    const RunScales scale_a(scales[0], half), scale_b(scales[1], half);
     for (int64_t token = 0; token < m; ++token) {
-      const float* x_sum = step_sums + (token * k_tiles + tile) * 4;
-      for (int step = 0; step < 4; ++step) {
-        sums[token].zero_a += scales[0].scale[step] * (scales[0].zero[step] * x_sum[step]);
-        sums[token].zero_b += scales[1].scale[step] * (scales[1].zero[step] * x_sum[step]);
+      multiply_run(codes, values + token * stride + half * kRun, scale_a, scale_b, sums[token]);
+    }
+  }
+  if (!layout.zero_points) return;
+  for (int64_t token = 0; token < m; ++token) {
+    const float* x_sum = step_sums + token * stride / kStep;
+    for (int step = 0; step < 4; ++step) {
+      sums[token].zero_a += scales[0].scale[step] * (scales[0].zero[step] * x_sum[step]);
+      sums[token].zero_b += scales[1].scale[step] * (scales[1].zero[step] * x_sum[step]);
+    }
+  }
+}
+
+constexpr int kPairs = int4::kTileRows / 2;
+constexpr int first_row(int pair) { return pair / 8 * 16 + pair % 8; }
+constexpr int64_t kChunk =
+    4;  // tiles that stay in the first-level cache while all pairs take theirs
+
+void prefetch(const uint8_t* bytes, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i);
+}
+
+// The whole block for as many tokens as have their running sums in the first-level cache.
+template <int kTokens>
+void multiply_tokens(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
+                     const float* values, const float* step_sums, int64_t m, float* out,
+                     int64_t out_stride) {
+  const int64_t stride = k_tiles * int4::kTileColumns, bytes = layout.tile_bytes();
+  PairSum sums[kPairs][kTokens];
+  for (auto& pair : sums) std::fill_n(pair, m, PairSum{});
+  prefetch(block, std::min(kChunk, k_tiles) * bytes);
+  for (int64_t first = 0; first < k_tiles; first += kChunk) {
+    const int64_t end = std::min(first + kChunk, k_tiles);
+    prefetch(block + end * bytes, (std::min(end + kChunk, k_tiles) - end) * bytes);
+    for (int pair = 0; pair < kPairs; ++pair) {
+      PairSum running[kTokens];
+      std::copy_n(sums[pair], m, running);
+      for (int64_t tile = first; tile < end; ++tile) {
+        multiply_pair(block + tile * bytes, layout, first_row(pair),
+                      values + tile * int4::kTileColumns, step_sums + tile * 4, stride, m, running);
       }
+      std::copy_n(running, m, sums[pair]);
+    }
+  }
+  for (int pair = 0; pair < kPairs; ++pair) {
+    float* rows = out + first_row(pair) * out_stride;
+    for (int64_t token = 0; token < m; ++token) {
+      rows[token] = add_lanes(sums[pair][token].a) - sums[pair][token].zero_a;
+      rows[8 * out_stride + token] = add_lanes(sums[pair][token].b) - sums[pair][token].zero_b;
     }
   }
 }
 
 void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
                     const float* step_sums, int64_t m, float* out) {
-  constexpr int64_t kTokens = 16;  // running sums that stay in the first-level cache
+  constexpr int64_t kTokens = 8;
+  if (m == 1) return multiply_tokens<1>(block, k_tiles, layout, values, step_sums, 1, out, 1);
   for (int64_t first = 0; first < m; first += kTokens) {
     const int64_t count = m - first < kTokens ? m - first : kTokens;
-    for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
-      PairSum sums[kTokens];
-      std::fill_n(sums, count, PairSum{});
-      multiply_pair(block, k_tiles, layout, row, values + first * k_tiles * int4::kTileColumns,
-                    step_sums + first * k_tiles * 4, count, sums);
-      for (int64_t token = 0; token < count; ++token) {
-        out[row * m + first + token] = add_lanes(sums[token].a) - sums[token].zero_a;
-        out[(row + 8) * m + first + token] = add_lanes(sums[token].b) - sums[token].zero_b;
-      }
-    }
+    multiply_tokens<kTokens>(block, k_tiles, layout, values + first * k_tiles * int4::kTileColumns,
+                             step_sums + first * k_tiles * 4, count, out + first, m);
   }
 }
 
