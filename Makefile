@@ -21,7 +21,7 @@ test: build lint
 
 # Without internet, on a library built beforehand: see `make gpu-package`.
 gpu:
-	$(PYTHON) tools/gpu_session.py
+	$(PYTHON) tools/gpu_run.py
 
 # An importable copy of the package with its library, to carry to a machine with a GPU.
 gpu-package: build

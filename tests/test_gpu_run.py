@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import gpu_session
-from gpu_session import Step, run_step, run_steps
+import gpu_run
+from gpu_run import Step, run_step, run_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -21,11 +21,11 @@ def python(code: str) -> list[str]:
     return [PYTHON, "-c", code]
 
 
-def test_a_session_ends_within_eight_minutes(tmp_path: Path) -> None:
-    steps = gpu_session.session_steps(tmp_path, cpu=False)
+def test_a_run_ends_within_eight_minutes(tmp_path: Path) -> None:
+    steps = gpu_run.planned_steps(tmp_path, cpu=False)
     assert sum(step.budget_s for step in steps) < 8 * 60
     assert [step.name for step in steps] == [
-        step.name for step in gpu_session.session_steps(tmp_path, cpu=True)
+        step.name for step in gpu_run.planned_steps(tmp_path, cpu=True)
     ]
 
 
@@ -79,7 +79,7 @@ def test_a_step_gets_the_time_the_earlier_ones_left() -> None:
     assert 40 < limits[1] <= 57
 
 
-def test_exit_code_and_summary_of_a_session_with_a_failure(
+def test_exit_code_and_summary_of_a_run_with_a_failure(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     steps = [
@@ -87,24 +87,24 @@ def test_exit_code_and_summary_of_a_session_with_a_failure(
         Step("good", 20, {"": python("")}),
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # main sets it, and it must not stay
-    monkeypatch.setattr(gpu_session, "session_steps", lambda out, cpu: steps)
-    assert gpu_session.main(["--cpu", f"--out={tmp_path}"]) == 1
+    monkeypatch.setattr(gpu_run, "planned_steps", lambda out, cpu: steps)
+    assert gpu_run.main(["--cpu", f"--out={tmp_path}"]) == 1
     text = (tmp_path / "summary.md").read_text()
     assert "| bad | exit code 3 |" in text
     assert "| good | passed |" in text
-    assert gpu_session.main(["--cpu", f"--out={tmp_path}", "--steps=good"]) == 0
+    assert gpu_run.main(["--cpu", f"--out={tmp_path}", "--steps=good"]) == 0
 
 
 def test_without_a_library_built_beforehand_it_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_session, "PACKAGE", tmp_path)
+    monkeypatch.setattr(gpu_run, "PACKAGE", tmp_path)
     monkeypatch.delenv("WLIB_LIBRARY", raising=False)
     with pytest.raises(SystemExit, match="run `make gpu-package`"):
-        gpu_session.main([])
+        gpu_run.main([])
 
 
-def test_a_missing_gpu_fails_the_tests_of_a_session() -> None:
+def test_a_missing_gpu_fails_the_tests_of_a_run() -> None:
     """What is skipped in `make test` must not pass for checked in `make gpu`."""
     command = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu/test_first.py"]
     environment = os.environ | {"WLIB_REQUIRE_GPU": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -114,14 +114,14 @@ def test_a_missing_gpu_fails_the_tests_of_a_session() -> None:
 
 
 def test_dry_run(tmp_path: Path) -> None:
-    command = [PYTHON, "tools/gpu_session.py", "--cpu", f"--out={tmp_path}"]
+    command = [PYTHON, "tools/gpu_run.py", "--cpu", f"--out={tmp_path}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr
     text = (tmp_path / "summary.md").read_text()
-    for step in gpu_session.session_steps(tmp_path, cpu=True):
+    for step in gpu_run.planned_steps(tmp_path, cpu=True):
         assert f"| {step.name} | passed |" in text
     assert "# int4fp8 on CPU" in text
-    log = (tmp_path / "session.log").read_text()
+    log = (tmp_path / "run.log").read_text()
     assert "needs an sm_90 GPU" in log
     assert log.count(": right") == 7
     rows = [json.loads(line) for line in (tmp_path / "int4fp8.jsonl").read_text().splitlines()]

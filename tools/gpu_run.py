@@ -5,7 +5,7 @@ file $WLIB_LIBRARY), measures it, and leaves one directory of results. A step th
 of time does not stop the next ones, and makes the exit code 1. Needs no internet and nothing but
 torch, NumPy and pytest.
 
-Usage: python tools/gpu_session.py [--cpu] [--steps NAME,...] [--out DIR]
+Usage: python tools/gpu_run.py [--cpu] [--steps NAME,...] [--out DIR]
 """
 
 import argparse
@@ -49,8 +49,8 @@ class Result:
     seconds: float
 
 
-def session_steps(out: Path, cpu: bool) -> list[Step]:
-    """The steps of a session on the GPU, or of its dry run on the CPU."""
+def planned_steps(out: Path, cpu: bool) -> list[Step]:
+    """The steps of a run on the GPU, or of its dry run on the CPU."""
     gpu = {"gpu": ["nvidia-smi"]}
     pytest = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-vv", "-ra"]
     tests = ROOT / "tests" / "gpu"
@@ -157,7 +157,7 @@ def _say(text: str, log: IO[str]) -> None:
 
 
 def summary(results: Sequence[Result], title: str, bench: str) -> str:
-    """The session as Markdown, followed by the summary of the benchmark."""
+    """The run as Markdown, followed by the summary of the benchmark."""
     lines = [f"# {title}", "", "| step | result | seconds | budget |", "| --- | --- | --- | --- |"]
     for result in results:
         step = result.step
@@ -196,7 +196,7 @@ def _first_line(command: Sequence[str]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the session; returns 1 if a step failed."""
+    """Run the run; returns 1 if a step failed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cpu", action="store_true", help="a dry run without a GPU")
     parser.add_argument("--steps", metavar="NAME,...", help="only these steps")
@@ -211,10 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = title(args.cpu)
     out = args.out or Path(os.environ.get("OUT") or ROOT / "bench" / "results" / name)
     out.mkdir(parents=True, exist_ok=True)
-    steps = session_steps(out.resolve(), args.cpu)
+    steps = planned_steps(out.resolve(), args.cpu)
     if args.steps:
         steps = [step for step in steps if step.name in args.steps.split(",")]
-    with (out / "session.log").open("w") as log:
+    with (out / "run.log").open("w") as log:
         results = run_steps(steps, log)
     bench = out / "int4fp8.md"
     text = summary(results, name, bench.read_text() if bench.is_file() else "")
