@@ -95,6 +95,8 @@ GEMM: list[tuple[dict[str, Any], type[Exception], str]] = [
      "expected bias of shape [100], got [101] (argument 'bias')"),
     ({"bias": strided(N)}, ValueError,
      "expected contiguous bias, got strides [2] (argument 'bias')"),
+    ({"x": torch.zeros(1, K).to(torch.float8_e4m3fn).expand(2**31, K)}, ValueError,
+     f"expected x of fewer than 2^31 rows, got [2147483648, {K}] (argument 'x')"),
 ]  # fmt: skip
 OUT_DTYPE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out_dtype": torch.float64}, TypeError,
@@ -137,6 +139,8 @@ PYTHON: list[tuple[Callable[[], Any], type[Exception], str]] = [
      f"wlib::fp8_quantize: expected x of dtype {DTYPES}, got torch.float64 (argument 'x')"),
     (lambda: wlib.fp8_quantize(torch.tensor(1.0)), ValueError,
      "wlib::fp8_quantize: expected x of at least one dimension, got a scalar (argument 'x')"),
+    (lambda: wlib.fp8_quantize(torch.zeros(1, 4).expand(2**31, 4)), ValueError,
+     "wlib::fp8_quantize: expected x of fewer than 2^31 rows, got [2147483648, 4] (argument 'x')"),
     (lambda: wlib.fp8_quantize(torch.zeros(4, 3).T), ValueError,
      "wlib::fp8_quantize: expected x with unit stride in the last dimension and rows at one "
      "distance; call .contiguous(), got shape [3, 4] with strides [1, 3] (argument 'x')"),
@@ -277,3 +281,6 @@ def test_gemm_refuses_misaligned_tensors_on_the_gpu() -> None:
     shifted = torch.zeros(M * K + 4, dtype=torch.uint8, device="cuda")[4:].view(FP8).view(M, K)
     with pytest.raises(ValueError, match="expected x at a 16-byte aligned address, got an "):
         torch.ops.wlib.int4fp8_gemm(**arguments | {"x": shifted})
+    repeated = arguments["x"][:1].expand(M, K)
+    with pytest.raises(ValueError, match="a positive multiple of 16 elements apart, got 0"):
+        torch.ops.wlib.int4fp8_gemm(**arguments | {"x": repeated})

@@ -75,12 +75,12 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   check.same_device(a.weight, "weight", a.x, "x");
   check.contiguous(a.weight, "weight");
 
-  check.shape(a.x_scale, "x_scale", x_sizes.first(x_sizes.size() - 1));
-  check.same_device(a.x_scale, "x_scale", a.x, "x");
-  check.contiguous(a.x_scale, "x_scale");
   const Rows rows = rows_of(check, a.x, "x");
   p.m = rows.count;
   p.x_stride = rows.stride;
+  check.shape(a.x_scale, "x_scale", x_sizes.first(x_sizes.size() - 1));
+  check.same_device(a.x_scale, "x_scale", a.x, "x");
+  check.contiguous(a.x_scale, "x_scale");
   if (a.bias) {
     const ScalarType type = a.bias->scalar_type();
     check.require(
@@ -101,8 +101,8 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   if (a.x.is_cuda()) {
     check.aligned(p.weight, "weight", 128);  // bulk copies
     if (p.m > 0) check.aligned(p.x, "x", 16);
-    check.require(p.x_stride % 16 == 0, "x", "rows of x a multiple of 16 elements apart",
-                  std::to_string(p.x_stride));
+    check.require(p.x_stride % 16 == 0 && (p.x_stride > 0 || p.m == 0 || p.k == 0), "x",
+                  "rows of x a positive multiple of 16 elements apart", std::to_string(p.x_stride));
   }
   return p;
 }

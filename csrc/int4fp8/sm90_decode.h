@@ -1,5 +1,5 @@
-// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for few tokens: reads every weight once, at
-// the speed of memory (sm_90a; also runs in the simulator).
+// y[M, N] = (x[M, K] in E4M3) * dequant(INT4 w[N, K])^T for few tokens: reads every weight once
+// (sm_90a; also runs in the simulator).
 //
 // A persistent cluster of CTAs takes one item after the other: 64 rows of w (wgmma's M) for kTokens
 // tokens (wgmma's N). Its CTAs split K. In a CTA, a producer thread streams {weight tile,

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <span>
 #include <sstream>
@@ -140,6 +141,9 @@ struct Rows {
 };
 inline Rows rows_of(const Checker& check, const Tensor& x, const char* argument) {
   const auto sizes = sizes_of(x);
+  constexpr int64_t kLimit = int64_t(1) << 31;  // kernels and grids count rows in 32 bits
+  if (x.numel() / std::max<int64_t>(1, sizes.back()) >= kLimit)
+    check.refuse(argument, std::string(argument) + " of fewer than 2^31 rows", shape_text(x));
   const auto strides = x.strides();
   const size_t last = sizes.size() - 1;
   const auto refuse = [&] {

@@ -15,6 +15,7 @@ from .base import Format, LayerKind, single_kind
 from .config import Config
 from .layer import (
     FLOATS,
+    OFFSET,
     Int4Layer,
     LayerTensors,
     fold_scales,
@@ -25,8 +26,6 @@ from .layer import (
     unpack_nibbles,
     unsort_groups,
 )
-
-_OFFSET = 0x88  # codes are stored plus 8, which flips the top bit of each nibble
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ class CompressedTensors(Format):
         scale = tensors.take("weight_scale", FLOATS, (n, None))
         tensors.groups(scale, k, scheme.group_size, "weight_scale")
         group_scale, channel_scale, error = fold_scales(scale, tensors, "weight_scale")
-        codes = packed.contiguous().view(torch.uint8) ^ _OFFSET
+        codes = packed.contiguous().view(torch.uint8) ^ OFFSET
         order = None
         g_idx = tensors.find("weight_g_idx", [torch.int32], (k,))
         if g_idx is not None:
@@ -149,7 +148,7 @@ class CompressedTensors(Format):
         scale, error = round_scales(weight, dtype, name)
         codes, g_idx = unsort_groups(layer)
         tensors = {
-            "weight_packed": (codes ^ _OFFSET).view(torch.int32),
+            "weight_packed": (codes ^ OFFSET).view(torch.int32),
             "weight_scale": scale,
             "weight_shape": torch.tensor([weight.n, weight.k]),
         }

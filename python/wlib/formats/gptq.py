@@ -14,6 +14,7 @@ from .base import Format, LayerKind, single_kind
 from .config import Config
 from .layer import (
     FLOATS,
+    OFFSET,
     WHERE,
     Int4Layer,
     LayerTensors,
@@ -25,8 +26,6 @@ from .layer import (
     unpack_nibbles,
     unsort_groups,
 )
-
-_OFFSET = 0x88  # codes are stored plus 8, which flips the top bit of each nibble
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Gptq(Format):
         scale = tensors.take("scales", FLOATS, (None, n)).T
         tensors.groups(scale, k, self.group_size, "scales")
         group_scale, channel_scale, error = fold_scales(scale, tensors, "scales")
-        codes = packed.T.contiguous().view(torch.uint8) ^ _OFFSET
+        codes = packed.T.contiguous().view(torch.uint8) ^ OFFSET
         g_idx = tensors.find("g_idx", [torch.int32], (k,))
         order = None
         if g_idx is not None:
@@ -97,7 +96,7 @@ class Gptq(Format):
         zeros = (integer_zeros(weight, name) - 1) & 15
         codes, g_idx = unsort_groups(layer)
         return {
-            "qweight": (codes ^ _OFFSET).view(torch.int32).T.contiguous(),
+            "qweight": (codes ^ OFFSET).view(torch.int32).T.contiguous(),
             "qzeros": pack_nibbles(zeros.T).view(torch.int32),
             "scales": scale.T.contiguous(),
             "g_idx": g_idx,

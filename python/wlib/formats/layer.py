@@ -15,6 +15,7 @@ from ..int4fp8 import Int4Weight
 from ..nn import Int4Fp8Linear
 
 WHERE = "wlib.formats"
+OFFSET = 0x88  # codes stored plus 8: the top bit of each nibble is flipped
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _CHANNEL_FACTORS = 32
 
