@@ -11,6 +11,7 @@
 
 STABLE_TORCH_LIBRARY(wlib, m) {
   m.def("fp8_quantize(Tensor x) -> (Tensor, Tensor)");
+  m.def("fp8_group_sums(Tensor xq, int group_size) -> Tensor");
   m.def(
       "int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
       "bias=None, "
@@ -23,6 +24,7 @@ STABLE_TORCH_LIBRARY(wlib, m) {
 
 static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp8_quantize", TORCH_BOX(&wlib::int4fp8::quantize));
+  m.impl("fp8_group_sums", TORCH_BOX(&wlib::int4fp8::group_sums));
   m.impl("int4fp8_gemm", TORCH_BOX(&wlib::int4fp8::gemm));
   m.impl("int4fp8_gemm.out", TORCH_BOX(&wlib::int4fp8::gemm_out));
 }
@@ -50,6 +52,10 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_cpu_isa() {
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_quantize_rows() {
   return "cpu: one row at a time\n" WLIB_CUDA_ROWS("sm_90a: sm90_quantize, one CTA per token\n");
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_group_sums_rows() {
+  return "cpu: one row at a time\n" WLIB_CUDA_ROWS(
+      "sm_90a: sm90_group_sums, one CTA per 4 tokens\n");
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_int4fp8_gemm_rows() {
   static const std::string rows =

@@ -207,20 +207,6 @@ class GemmCase:
         return findings, np.array_equal(y, self.problem.reference())
 
 
-@dataclasses.dataclass
-class QuantizeCase:
-    """Rows [n, k] of finite float32 and the options of their run."""
-
-    x: npt.NDArray[np.float32]
-    options: dict[str, Any]
-
-    def run(self) -> tuple[list[Any], bool]:
-        """Findings, and whether the result is the reference's."""
-        codes, scale, findings = quantize(self.x, **self.options)
-        expected = quantize_reference(self.x)
-        return findings, all(map(np.array_equal, (codes, scale), expected))
-
-
 class Result(NamedTuple):
     y: npt.NDArray[Any]  # float32, float16, or uint16 with the bits of bfloat16
     findings: list[Any]
@@ -254,32 +240,6 @@ def decode(
         options=probe.Options(**options),
     )
     return Result(y, report.findings)
-
-
-def nearest_e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Codes of the nearest E4M3 values, ties to even; beyond the largest finite one saturates."""
-    grid = E4M3[:0x7F]
-    magnitude = np.minimum(np.abs(values.astype(np.float64)), grid[-1])
-    high = np.minimum(np.searchsorted(grid, magnitude), len(grid) - 1)
-    low = np.maximum(high - 1, 0)
-    up, down = grid[high] - magnitude, magnitude - grid[low]
-    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
-    return (code | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
-
-
-def quantize_reference(x: npt.NDArray[np.float32]) -> tuple[Array, Array]:
-    """Codes [rows, k] and scales [rows] of finite rows: scale = max |x| / 448 in float32."""
-    scale = np.abs(x).max(axis=1) / np.float32(448)
-    with np.errstate(invalid="ignore"):
-        quotient = np.where(scale[:, None] == 0, np.float32(0), x / scale[:, None])
-    return nearest_e4m3(quotient), scale
-
-
-def quantize(x: Array, **options: Any) -> tuple[Array, Array, list[Any]]:
-    """Codes, scales and findings of the quantiser kernel."""
-    codes, scale = np.full(x.shape, 0x55, np.uint8), np.full(len(x), np.nan, np.float32)
-    report = probe.int4fp8_quantize(x, codes, scale, options=probe.Options(**options))
-    return codes, scale, report.findings
 
 
 class CooperativeInstance(NamedTuple):

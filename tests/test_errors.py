@@ -144,6 +144,17 @@ PYTHON: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: wlib.fp8_quantize(torch.zeros(4, 3).T), ValueError,
      "wlib::fp8_quantize: expected x with unit stride in the last dimension and rows at one "
      "distance; call .contiguous(), got shape [3, 4] with strides [1, 3] (argument 'x')"),
+    (lambda: wlib.fp8_group_sums(torch.zeros(3, 64), 32), TypeError,
+     "wlib::fp8_group_sums: expected xq of dtype torch.float8_e4m3fn, got torch.float32 "
+     "(argument 'xq')"),
+    (lambda: wlib.fp8_group_sums(torch.zeros((), dtype=FP8), 32), ValueError,
+     "wlib::fp8_group_sums: expected xq of at least one dimension, got a scalar (argument 'xq')"),
+    (lambda: wlib.fp8_group_sums(torch.zeros(64, 3, dtype=FP8).T, 32), ValueError,
+     "wlib::fp8_group_sums: expected xq with unit stride in the last dimension and rows at one "
+     "distance; call .contiguous(), got shape [3, 64] with strides [1, 3] (argument 'xq')"),
+    *((lambda size=size: wlib.fp8_group_sums(torch.zeros(3, 192, dtype=FP8), size), ValueError,
+       f"wlib::fp8_group_sums: expected {GROUPS} k=192 (a multiple of 32), got {size} "
+       "(argument 'group_size')") for size in (0, -32, 16, 96, 128, 384)),
     (lambda: wlib.int4fp8_gemm(torch.zeros(3, 255, dtype=FP8), weight().pack(), torch.ones(3)),
      ValueError, "wlib::int4fp8_gemm: expected x of shape [*, 256] to match k=256, got [3, 255] "
      "(argument 'x')"),

@@ -16,6 +16,7 @@ OPS = torch.ops.wlib
 
 SCHEMAS = {
     "fp8_quantize.default": "wlib::fp8_quantize(Tensor x) -> (Tensor, Tensor)",
+    "fp8_group_sums.default": "wlib::fp8_group_sums(Tensor xq, int group_size) -> Tensor",
     "int4fp8_gemm.default": "wlib::int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, "
     "int n, int group_size, Tensor? bias=None, ScalarType? out_dtype=None, "
     "int layout_version=1) -> Tensor",
@@ -56,6 +57,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         torch.randn(0, 64),
         torch.randn(5, 200)[:, 16:80],
     ]
+    sums = [(x.to(FP8), size) for x, size in zip(quantize, (32, 64, 64, 64, 32), strict=True)]
     gemm = [
         gemm_arguments((3,), 256, packed(40, 256, 128)),
         gemm_arguments((2, 9), 96, packed(70, 96, 32, True), bias=torch.randn(70)),
@@ -74,6 +76,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         options.pop("out_dtype", None)
     return (
         [("fp8_quantize.default", (x,), {}) for x in quantize]
+        + [("fp8_group_sums.default", call, {}) for call in sums]
         + [("int4fp8_gemm.default", *call) for call in gemm]
         + [("int4fp8_gemm.out", *call) for call in out]
     )

@@ -13,10 +13,7 @@ from sim_problems import (
     Shape,
     decode,
     exact_problem,
-    from_bf16,
     group_sizes,
-    quantize,
-    quantize_reference,
     random_problem,
     to_bf16,
     without_signed_zero,
@@ -179,29 +176,3 @@ def test_rows_of_x_may_be_strided():
     y, findings = decode(problem, SMALL)
     assert findings == []
     np.testing.assert_array_equal(y, problem.reference())
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
-@pytest.mark.parametrize("k", [1, 7, 8, 100, 2056, 4100])
-def test_quantizer_matches_the_definition(dtype, k):
-    rng = np.random.default_rng(k)
-    values = (rng.standard_normal((3, k + 3)) * 2.0 ** rng.integers(-9, 3, (3, k + 3))).astype("f4")
-    values[1] = 0
-    storage = to_bf16(values) if dtype is np.uint16 else values.astype(dtype)
-    x = storage[:, :k]  # rows that are not contiguous
-    codes, scale, findings = quantize(x, seed=k)
-    assert findings == []
-    exact = from_bf16(x) if dtype is np.uint16 else x
-    expected_codes, expected_scale = quantize_reference(exact.astype(np.float32))
-    np.testing.assert_array_equal(scale, expected_scale)
-    np.testing.assert_array_equal(codes, expected_codes)
-
-
-def test_quantizer_marks_rows_with_nan():
-    x = np.ones((2, 40), np.float32)
-    x[1, 33] = np.nan
-    codes, scale, findings = quantize(x)
-    assert findings == []
-    assert np.all(codes[0] == 0x7E)
-    assert np.isnan(scale[1])
-    assert np.all(codes[1] & 127 == 127)

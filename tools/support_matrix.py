@@ -68,9 +68,9 @@ def compiled_kernels(entry: Entry) -> set[str]:
     tokens = re.search(r"(\d+) tokens", entry.kernel)
     found = set()
     for kernel in re.findall(r"sm90_(\w+)", entry.kernel):
-        start = f"int4fp8::{kernel}_kernel<"
+        start = f"int4fp8::{kernel}_kernel"
         if kernel == "decode" and tokens:
-            start += f"DecodeConfig<{tokens[1]}, "
+            start += f"<DecodeConfig<{tokens[1]}, "
         found |= {name for name in read_budget() if name.startswith(start)}
     return found
 
@@ -78,6 +78,7 @@ def compiled_kernels(entry: Entry) -> set[str]:
 def simulated_kernels() -> set[str]:
     """The same names, of what the simulator's tests run."""
     found = {f"int4fp8::quantize_kernel<{t}>" for t in ("__half", "__nv_bfloat16", "float")}
+    found.add("int4fp8::group_sums_kernel")
     for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
         values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"
         found.add(f"int4fp8::decode_kernel<DecodeConfig<{values}>>")

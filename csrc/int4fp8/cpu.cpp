@@ -1,8 +1,6 @@
 #include "int4fp8/cpu.h"
 
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
@@ -12,6 +10,7 @@
 #include <vector>
 
 #include "int4fp8/cpu_kernels.h"
+#include "int4fp8/cpu_types.h"
 
 namespace wlib::int4fp8 {
 namespace avx512 {
@@ -42,8 +41,6 @@ const CpuKernels& cpu_kernels() {
 
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -54,19 +51,6 @@ constexpr int64_t kGrainWeights = 32 << 10;  // fewer are not worth a second thr
 constexpr int64_t kChunkFloats = 1
                                  << 20;  // dequantised weights held at a time: 4 MiB, for the cache
 
-// Calls f with a null pointer of the C++ type that `type` names.
-template <class F>
-auto with_type(FloatType type, F f) {
-  switch (type) {
-    case FloatType::kFloat32: return f(static_cast<float*>(nullptr));
-    case FloatType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
-    default: return f(static_cast<Half*>(nullptr));
-  }
-}
-void to_float(const void* from, FloatType type, int64_t offset, int64_t count, float* to) {
-  with_type(type,
-            [&]<class T>(T*) { std::copy_n(static_cast<const T*>(from) + offset, count, to); });
-}
 Tensor floats(const Tensor& like, std::vector<int64_t> shape) {
   return torch::stable::new_empty(like, shape, ScalarType::Float);
 }
@@ -191,17 +175,6 @@ const char* gemm_cpu_rows() {
       "cpu, M < " + std::to_string(kMatmulTokens) +
       ": multiplies codes\ncpu, any M: dequantises, then torch.mm in float32\n";
   return text.c_str();
-}
-
-void quantize_cpu(const QuantizeParams& p) {
-  const CpuKernels& kernels = cpu_kernels();
-  torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(p.k);
-    for (int64_t r = begin; r < end; ++r) {
-      to_float(p.x, p.x_type, r * p.x_stride, p.k, row.data());
-      p.scale[r] = kernels.quantize_row(row.data(), p.k, p.codes + r * p.k);
-    }
-  });
 }
 
 }  // namespace wlib::int4fp8

@@ -11,6 +11,7 @@ namespace wlib::int4fp8 {
 void gemm_cpu(const GemmParams& p,
               const torch::stable::Tensor& x);  // x only says where scratch tensors come from
 void quantize_cpu(const QuantizeParams& p);
+void group_sums_cpu(const GroupSumsParams& p);
 
 // The routes gemm_cpu chooses from, one line each; for wlib.info().
 const char* gemm_cpu_rows();

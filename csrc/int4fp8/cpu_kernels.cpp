@@ -1,11 +1,9 @@
 #include "int4fp8/cpu_kernels.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 
-#include "wlib/numerics/e4m3.h"
 #include "wlib/numerics/odd_code.h"
 
 namespace wlib::int4fp8::WLIB_ISA {
@@ -26,12 +24,6 @@ constexpr int kRun =
 
 // Column in the half tile -> place in the run.
 constexpr int run_offset(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
-
-constexpr auto kE4M3Table = [] {
-  std::array<float, 256> table{};
-  for (int i = 0; i < 256; ++i) table[i] = e4m3_to_float(uint8_t(i));
-  return table;
-}();
 
 // The 64 codes of rows r and r + 8 in one run; sign and magnitude give q = s ? -mag - 1 : mag = mag
 // ^ -s. Plain loops over fixed counts: the compiler turns each into a few vector instructions.
@@ -255,30 +247,18 @@ void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout
   }
 }
 
-// Magnitudes compare like their bits, and NaN beats every number: a row with a NaN has a NaN scale.
-float quantize_row(const float* x, int64_t k, uint8_t* codes) {
-  uint32_t largest = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    const uint32_t magnitude = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
-    largest = magnitude > largest ? magnitude : largest;
-  }
-  const float scale = std::bit_cast<float>(largest) / kE4M3Max;
-  if (scale == 0) {
-    std::memset(codes, 0, k);
-  } else {
-    for (int64_t i = 0; i < k; ++i) codes[i] = float_to_e4m3(x[i] / scale);
-  }
-  return scale;
-}
-
 #define WLIB_TEXT_(x) #x
 #define WLIB_TEXT(x) WLIB_TEXT_(x)
 
 }  // namespace
 
+// cpu_quantize_kernels.cpp
+float quantize_row(const float* x, int64_t k, uint8_t* codes);
+void group_sums_row(const uint8_t* codes, int64_t k, int group_log2, float* sums, int64_t pitch);
+
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
     WLIB_TEXT(WLIB_ISA), gather_activations, multiply_block, dequantize_block, expand,
-    quantize_row};
+    quantize_row,        group_sums_row};
 
 }  // namespace wlib::int4fp8::WLIB_ISA

@@ -2,11 +2,20 @@
 // block is 64 rows of the weight.
 #pragma once
 
+#include <array>
+
 #include "wlib/layout/int4_tile.h"
+#include "wlib/numerics/e4m3.h"
 
 namespace wlib::int4fp8 {
 
 constexpr int kStep = 32;  // columns that always share a scale: one k step of the tensor core
+
+inline constexpr auto kE4M3Table = [] {
+  std::array<float, 256> table{};
+  for (int i = 0; i < 256; ++i) table[i] = e4m3_to_float(uint8_t(i));
+  return table;
+}();
 
 struct CpuKernels {
   const char* isa;
@@ -22,6 +31,9 @@ struct CpuKernels {
                            int64_t k, float* out);
   void (*expand)(const uint8_t* codes, int64_t count, float* values);  // E4M3 -> float
   float (*quantize_row)(const float* x, int64_t k, uint8_t* codes);    // returns the scale
+  // sums[g * pitch] = sum of the values of group g of a row of codes
+  void (*group_sums_row)(const uint8_t* codes, int64_t k, int group_log2, float* sums,
+                         int64_t pitch);
 };
 
 const CpuKernels& cpu_kernels();  // the best set this processor has

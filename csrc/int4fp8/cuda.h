@@ -8,6 +8,8 @@ namespace wlib::int4fp8 {
 
 const char* gemm_cuda(const GemmParams& p, int device, void* stream);
 const char* quantize_cuda(const QuantizeParams& p, int device, void* stream);
+// x and its rows at multiples of 16 bytes.
+const char* group_sums_cuda(const GroupSumsParams& p, int device, void* stream);
 
 // The table by which gemm_cuda chooses, one line per row; for wlib.info().
 const char* gemm_cuda_rows();

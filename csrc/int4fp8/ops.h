@@ -19,5 +19,6 @@ void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int6
               int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
               const Tensor& out);
 std::tuple<Tensor, Tensor> quantize(const Tensor& x);
+Tensor group_sums(const Tensor& xq, int64_t group_size);
 
 }  // namespace wlib::int4fp8

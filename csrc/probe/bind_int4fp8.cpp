@@ -67,6 +67,14 @@ sim::Report quantize(const py::array& x, Array<uint8_t>& codes, Array<float>& sc
   return int4fp8::simulate_quantize(p, options);
 }
 
+// x [rows, k] E4M3 bits (rows may be strided) -> sums [ceil(k / group), pitch]
+sim::Report group_sums(const py::array_t<uint8_t>& x, Array<float>& sums, int group_log2,
+                       const sim::Options& options) {
+  const int4fp8::GroupSumsParams p{x.data(),     sums.mutable_data(), x.shape(0), x.shape(1),
+                                   x.strides(0), sums.shape(1),       group_log2};
+  return int4fp8::simulate_group_sums(p, options);
+}
+
 }  // namespace
 
 void bind_int4fp8(py::module_& m) {
@@ -82,6 +90,8 @@ void bind_int4fp8(py::module_& m) {
         py::arg("slabs"), py::arg("stages"), py::arg("ctas"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
         py::arg("scale").noconvert(), py::kw_only(), py::arg("options"));
+  m.def("int4fp8_group_sums", &group_sums, py::arg("x").noconvert(), py::arg("sums").noconvert(),
+        py::kw_only(), py::arg("group_log2"), py::arg("options"));
 }
 
 }  // namespace wlib::probe

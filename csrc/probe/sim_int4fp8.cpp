@@ -6,16 +6,9 @@
 #include <stdexcept>
 
 #include "int4fp8/sm90_decode.h"
-#include "int4fp8/sm90_quantize.h"
 
 namespace wlib::int4fp8 {
 namespace {
-
-constexpr size_t bytes_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
-
-sim::Buffer input(const void* data, int64_t bytes, const char* name) {
-  return {const_cast<void*>(data), size_t(bytes), name, false};
-}
 
 template <class C>
 sim::Report run(const GemmParams& g, const DecodeLaunch& launch, const sim::Options& options) {
@@ -96,18 +89,6 @@ std::vector<std::vector<int>> decode_instances() {
   for (const Instance& i : kInstances)
     rows.push_back({i.tokens, i.consumers, i.stages, i.groups, i.zeros});
   return rows;
-}
-
-sim::Report simulate_quantize(const QuantizeParams& p, const sim::Options& options) {
-  const int64_t x_elements = (p.rows - 1) * p.x_stride + p.k;
-  const std::vector<sim::Buffer> buffers = {input(p.x, x_elements * bytes_of(p.x_type), "x"),
-                                            {p.codes, size_t(p.rows * p.k), "codes", true},
-                                            {p.scale, size_t(p.rows) * 4, "scale", true}};
-  const sim::LaunchConfig config{{int(p.rows), 1, 1}, kQuantizeThreads, sizeof(QuantizeSmem)};
-  const auto kernel = p.x_type == FloatType::kFloat32    ? quantize_kernel<float>
-                      : p.x_type == FloatType::kBFloat16 ? quantize_kernel<__nv_bfloat16>
-                                                         : quantize_kernel<__half>;
-  return sim::launch(config, options, buffers, kernel, p);
 }
 
 }  // namespace wlib::int4fp8

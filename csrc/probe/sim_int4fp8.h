@@ -25,12 +25,19 @@ sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,
 sim::Report simulate_cooperative(const GemmParams& gemm, const CooperativeLaunch& launch,
                                  const sim::Options& options);
 sim::Report simulate_quantize(const QuantizeParams& params, const sim::Options& options);
+sim::Report simulate_group_sums(const GroupSumsParams& params, const sim::Options& options);
 
 // Rows {tokens, consumers, stages, groups per tile, zero points} of what simulate_decode accepts;
 // the library's own come first.
 std::vector<std::vector<int>> decode_instances();
 // Rows {tokens, slabs, stages, groups per tile} of what simulate_cooperative accepts.
 std::vector<std::vector<int>> cooperative_instances();
+
+constexpr size_t bytes_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
+
+inline sim::Buffer input(const void* data, int64_t bytes, const char* name) {
+  return {const_cast<void*>(data), size_t(bytes), name, false};
+}
 
 // What a GEMM kernel may touch.
 std::vector<sim::Buffer> gemm_buffers(const GemmParams& gemm);

@@ -2,12 +2,13 @@
 
 from . import _ops, nn, quant
 from .info import info
-from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_quantize, int4fp8_gemm
+from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
 
 __version__ = "0.1.0"
 __all__ = [
     "Int4Weight",
     "PackedInt4Weight",
+    "fp8_group_sums",
     "fp8_quantize",
     "info",
     "int4fp8_gemm",

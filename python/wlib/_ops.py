@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import _load  # noqa: F401  registers torch.ops.wlib
 
 
+def sums_shape(shape: torch.Size, group_size: int) -> tuple[int, int]:
+    """Groups of at most 128 columns, and the tokens of x rounded up to a multiple of 4."""
+    *lead, k = shape
+    return -(-k // min(group_size, 128)), -(-math.prod(lead) // 4) * 4
+
+
 @torch.library.register_fake("wlib::fp8_quantize")
 def _fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     return codes, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+
+
+@torch.library.register_fake("wlib::fp8_group_sums")
+def _fp8_group_sums(xq: Tensor, group_size: int) -> Tensor:
+    return xq.new_empty(sums_shape(xq.shape, group_size), dtype=torch.float32)
 
 
 @torch.library.register_fake("wlib::int4fp8_gemm")

@@ -248,6 +248,30 @@ def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return xq, scale
 
 
+def fp8_group_sums(xq: Tensor, group_size: int) -> Tensor:
+    """Add up the values of E4M3 codes group by group, for weights with zero points.
+
+    Args:
+        xq: float8_e4m3fn [..., K], seen as M tokens.
+        group_size: columns that share a scale of the weight; they are cut into groups of at most
+            s = min(group_size, 128, K) columns.
+
+    Returns:
+        float32 [ceil(K/s), P], P = M rounded up to a multiple of 4. Entry [g, m] is the sum over
+        group g of token m, exact and rounded once; 0 in the padding; NaN where a code is.
+
+    Raises:
+        TypeError: xq has another dtype.
+        ValueError: group_size does not fit K; on a GPU, xq or its rows are not 16-byte aligned.
+        NotImplementedError: no kernel serves the device of xq.
+    """
+    try:
+        sums: Tensor = torch.ops.wlib.fp8_group_sums(xq, group_size)
+    except ValueError as error:
+        raise typed_error(error) from None
+    return sums
+
+
 def int4fp8_gemm(
     xq: Tensor,
     p: PackedInt4Weight,

@@ -66,6 +66,15 @@ def test_misaligned_storage_is_refused(argument: str) -> None:
         )
 
 
+def test_group_sums_refuse_misaligned_rows() -> None:
+    codes = torch.zeros(4 * 128 + 16, dtype=torch.uint8, device="cuda").view(torch.float8_e4m3fn)
+    for xq in (codes[8:264].view(2, 128), codes[:512].view(2, 256)[:, 8:136]):
+        with pytest.raises(ValueError, match=r"at a 16-byte aligned address.*\(argument 'xq'\)"):
+            wlib.fp8_group_sums(xq, 128)
+    with pytest.raises(ValueError, match="rows of xq a multiple of 16 elements apart, got 136"):
+        wlib.fp8_group_sums(codes[:272].view(2, 136)[:, :128], 128)
+
+
 def test_operands_on_two_devices_are_refused() -> None:
     problem = exact_problem(4, 64, 128, 128)
     with pytest.raises(ValueError, match=r"\(argument 'weight'\)"):

@@ -131,6 +131,15 @@ def test_fp8_quantize_gives_the_bits_of_the_cpu(shape: tuple[int, ...], dtype: t
     assert torch.equal(codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8))
 
 
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("shape", [(1, 384), (7, 128), (2, 3, 4096), (130, 1152)])
+def test_fp8_group_sums_give_the_bits_of_the_cpu(shape: tuple[int, ...], group_size: int) -> None:
+    draw = torch.Generator().manual_seed(shape[-1])
+    xq = torch.randint(0, 127, shape, dtype=torch.uint8, generator=draw).view(torch.float8_e4m3fn)
+    sums = wlib.fp8_group_sums(xq.cuda(), group_size)
+    assert torch.equal(sums.cpu(), wlib.fp8_group_sums(xq, group_size))
+
+
 def test_fp8_quantize_of_every_bfloat16() -> None:
     bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     values = bits.view(torch.bfloat16)

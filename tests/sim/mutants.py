@@ -15,8 +15,14 @@ QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
 STORE = "csrc/int4fp8/sm90_store.h"
 COOPERATIVE = "csrc/int4fp8/sm90_cooperative.h"
 FRAGMENTS = "csrc/int4fp8/sm90_fragments.h"
+GROUP_SUMS = "csrc/int4fp8/sm90_group_sums.h"
 RING = "include/wlib/sm90/ring.h"
 WGMMA = "include/wlib/sm90/wgmma.h"
+SOURCES = {  # the instrumented file of kernels other than the decode kernel
+    COOPERATIVE: "sim_cooperative.cpp",
+    QUANTIZER: "sim_quantize.cpp",
+    GROUP_SUMS: "sim_quantize.cpp",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Mutant:
     @property
     def source(self) -> str:
         """The instrumented file whose kernels show the bug."""
-        return "sim_cooperative.cpp" if self.file == COOPERATIVE else "sim_int4fp8.cpp"
+        return SOURCES.get(self.file, "sim_int4fp8.cpp")
 
 
 def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
@@ -402,12 +408,64 @@ _QUANTIZER_MUTANTS = [
         "p.scale[0] = scale",
     ),
 ]
+_GROUP_SUMS_MUTANTS = [
+    mutant(
+        "group sums: tokens of the padding read",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (token < p.rows && column < p.k)",
+        "if (column < p.k)",
+    ),
+    mutant(
+        "group sums: columns beyond the row read",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (token < p.rows && column < p.k)",
+        "if (token < p.rows)",
+    ),
+    mutant(
+        "group sums: groups beyond the row stored",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (leads && column < p.k)",
+        "if (leads)",
+    ),
+    mutant(
+        "group sums: two groups in one",
+        "numerics",
+        GROUP_SUMS,
+        "lanes * run < 1 << group_log2",
+        "lanes * run <= 1 << group_log2",
+    ),
+    mutant(
+        "group sums: every lane stores",
+        "global-race",
+        GROUP_SUMS,
+        "if (leads && column",
+        "if (column",
+    ),
+    mutant(
+        "group sums: tokens of one CTA at the first one's place",
+        "global-race",
+        GROUP_SUMS,
+        "* p.pitch + token]",
+        "* p.pitch + token / kSumsAlignment * kSumsAlignment]",
+    ),
+    mutant(
+        "group sums: warps skip tiles",
+        "numerics",
+        GROUP_SUMS,
+        "first += kStride",
+        "first += 2 * kStride",
+    ),
+]
 MUTANTS = [
     *_RING_MUTANTS,
     *_WGMMA_MUTANTS,
     *_CLUSTER_MUTANTS,
     *_VALUE_MUTANTS,
     *_QUANTIZER_MUTANTS,
+    *_GROUP_SUMS_MUTANTS,
     *_COOPERATIVE_MUTANTS,
 ]
 

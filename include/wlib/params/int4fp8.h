@@ -36,5 +36,16 @@ struct QuantizeParams {
   FloatType x_type;
 };
 
+// sums[g, r] = sum of the values of x[r, k] over the columns k of group g; 0 in the padding
+struct GroupSumsParams {
+  const uint8_t* x;  // [rows, k] E4M3, unit stride along k
+  float* sums;       // [ceil(k / group), pitch], contiguous
+  int64_t rows, k;   // k is a multiple of 32
+  int64_t x_stride;  // elements between rows of x
+  int64_t pitch;     // rows rounded up to a multiple of kSumsAlignment
+  int group_log2;    // 5, 6 or 7: groups of 32, 64 or 128 columns
+};
+constexpr int kSumsAlignment = 4;  // tokens
+
 }  // namespace int4fp8
 }  // namespace wlib

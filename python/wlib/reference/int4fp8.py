@@ -43,6 +43,14 @@ def decode_e4m3(x: Tensor) -> Tensor:
     return table[x.view(torch.uint8).long()]
 
 
+def group_sums(xq: Tensor, group_size: int) -> Tensor:
+    """Sums of E4M3 codes [..., K], float64 [groups, tokens rounded up to a multiple of 4]."""
+    values = decode_e4m3(xq).flatten(0, -2) if xq.dim() > 1 else decode_e4m3(xq)[None]
+    parts = values.split(min(group_size, 128), dim=1)
+    sums = torch.stack([part.sum(dim=1) for part in parts])
+    return torch.nn.functional.pad(sums, (0, -len(values) % 4))
+
+
 def int4fp8_gemm(
     xq: Tensor, weight: Int4Weight, xs: Tensor, bias: Tensor | None = None
 ) -> Reference:

@@ -1,0 +1,82 @@
+"""Problems for the quantiser's kernels in the simulator, with their references."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sim_problems import E4M3, Array, probe
+
+
+def nearest_e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Codes of the nearest E4M3 values, ties to even; beyond the largest finite one saturates."""
+    grid = E4M3[:0x7F]
+    magnitude = np.minimum(np.abs(values.astype(np.float64)), grid[-1])
+    high = np.minimum(np.searchsorted(grid, magnitude), len(grid) - 1)
+    low = np.maximum(high - 1, 0)
+    up, down = grid[high] - magnitude, magnitude - grid[low]
+    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
+    return (code | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
+
+
+def quantize_reference(x: npt.NDArray[np.float32]) -> tuple[Array, Array]:
+    """Codes [rows, k] and scales [rows] of finite rows: scale = max |x| / 448 in float32."""
+    scale = np.abs(x).max(axis=1) / np.float32(448)
+    with np.errstate(invalid="ignore"):
+        quotient = np.where(scale[:, None] == 0, np.float32(0), x / scale[:, None])
+    return nearest_e4m3(quotient), scale
+
+
+def quantize(x: Array, **options: Any) -> tuple[Array, Array, list[Any]]:
+    """Codes, scales and findings of the quantiser kernel."""
+    codes, scale = np.full(x.shape, 0x55, np.uint8), np.full(len(x), np.nan, np.float32)
+    report = probe.int4fp8_quantize(x, codes, scale, options=probe.Options(**options))
+    return codes, scale, report.findings
+
+
+def group_sums_reference(codes: npt.NDArray[np.uint8], group_log2: int) -> Array:
+    """Sums [groups, rows rounded up to a multiple of 4] of codes [rows, k], rounded once."""
+    values = np.pad(E4M3[codes], ((0, -len(codes) % 4), (0, 0)))
+    return np.add.reduceat(values, range(0, codes.shape[1], 1 << group_log2), axis=1).T.astype("f4")
+
+
+def group_sums(
+    codes: npt.NDArray[np.uint8], group_log2: int, **options: Any
+) -> tuple[Array, list[Any]]:
+    """Sums and findings of the kernel for group sums."""
+    sums = np.full((-(-codes.shape[1] >> group_log2), -(-len(codes) // 4) * 4), np.nan, "f4")
+    report = probe.int4fp8_group_sums(
+        codes, sums, group_log2=group_log2, options=probe.Options(**options)
+    )
+    return sums, report.findings
+
+
+@dataclasses.dataclass
+class QuantizeCase:
+    """Rows [n, k] of finite float32 and the options of their run."""
+
+    x: npt.NDArray[np.float32]
+    options: dict[str, Any]
+
+    def run(self) -> tuple[list[Any], bool]:
+        """Findings, and whether the result is the reference's."""
+        codes, scale, findings = quantize(self.x, **self.options)
+        expected = quantize_reference(self.x)
+        return findings, all(map(np.array_equal, (codes, scale), expected))
+
+
+@dataclasses.dataclass
+class GroupSumsCase:
+    """Finite codes [rows, k] and the options of their run."""
+
+    codes: npt.NDArray[np.uint8]
+    group_log2: int
+    options: dict[str, Any]
+
+    def run(self) -> tuple[list[Any], bool]:
+        """Findings, and whether the result is the reference's."""
+        sums, findings = group_sums(self.codes, self.group_log2, **self.options)
+        return findings, np.array_equal(sums, group_sums_reference(self.codes, self.group_log2))
