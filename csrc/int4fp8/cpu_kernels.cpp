@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <type_traits>
 
 #include "wlib/numerics/odd_code.h"
 
 namespace wlib::int4fp8::WLIB_ISA {
 namespace {
 
-using Float4 = float __attribute__((vector_size(16)));
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
 #else
@@ -19,27 +19,44 @@ using Floats = float __attribute__((vector_size(kLanes * 4)));
 using Ints = int32_t __attribute__((vector_size(kLanes * 4)));
 constexpr int kParts = 16 / kLanes;  // vectors that hold 8 columns of each of two steps
 
-constexpr int kRun =
-    64;  // the codes of a row in half a tile are one run of bytes, shared with row + 8
+constexpr int kRun = 64;  // the codes of rows r and r + 8 in half a tile are one run of 64 bytes
 
-// Column in the half tile -> place in the run.
-constexpr int run_offset(int column) { return column % 16 / 4 * 16 + column / 16 * 4 + column % 4; }
+// A run is four vectors of 16 lanes (or eight of 8): lane l of vector j is byte j of 32-bit word l
+// of the run, which stands for column l % 4 * 16 + l / 4 * 4 + j of the half tile.
+using Run = Floats[4][kParts];
 
-// The 64 codes of rows r and r + 8 in one run; sign and magnitude give q = s ? -mag - 1 : mag = mag
-// ^ -s. Plain loops over fixed counts: the compiler turns each into a few vector instructions.
-struct Codes {
-  alignas(64) float a[kRun], b[kRun];
-};
-void decode_run(const uint8_t* bytes, Codes& codes) {
-  alignas(64) int8_t a[kRun], b[kRun];
-  for (int i = 0; i < kRun; ++i) {
-    const int8_t byte = int8_t(bytes[i]);
-    a[i] = int8_t((byte >> 1 & 7) ^ (byte >> 7));
-    b[i] = int8_t((byte >> 4 & 7) ^ -(byte & 1));
-  }
-  for (int i = 0; i < kRun; ++i) codes.a[i] = float(a[i]);
-  for (int i = 0; i < kRun; ++i) codes.b[i] = float(b[i]);
+// Words of odd-coded pairs -> words of two's complement nibbles: q = m or -(m + 1) = m ^ -sign.
+Ints to_nibbles(Ints w) {
+  const Ints signs = (w >> 7 & 0x01010101) | (w & 0x01010101) << 4;
+  return ((w >> 1 & 0x07070707) | (w & 0x70707070)) ^ ((signs << 4) - signs);
 }
+template <int kNibble>
+Floats nibble_value(Ints words) {
+  if constexpr (kLanes == 16) {  // a look-up takes the low four bits of its index
+    Floats values{};
+    for (int i = 0; i < kLanes; ++i) values[i] = float(i < 8 ? i : i - 16);
+    return __builtin_shuffle(values, words >> 4 * kNibble);
+  } else {
+    return __builtin_convertvector(words << (28 - 4 * kNibble) >> 28, Floats);
+  }
+}
+
+// The codes of rows r (a) and r + 8 (b) in half a tile.
+struct Codes {
+  Run a, b;
+
+  explicit Codes(const uint8_t* bytes) {
+    for (int part = 0; part < kParts; ++part) {
+      Ints words;
+      std::memcpy(&words, bytes + part * sizeof words, sizeof words);
+      words = to_nibbles(words);
+      a[0][part] = nibble_value<0>(words), b[0][part] = nibble_value<1>(words);
+      a[1][part] = nibble_value<2>(words), b[1][part] = nibble_value<3>(words);
+      a[2][part] = nibble_value<4>(words), b[2][part] = nibble_value<5>(words);
+      a[3][part] = nibble_value<6>(words), b[3][part] = nibble_value<7>(words);
+    }
+  }
+};
 
 Floats load_floats(const float* x) {
   Floats value;
@@ -63,25 +80,60 @@ float add_lanes(const Floats (&v)[kParts]) {
   return sum[0];
 }
 
+// In each group of four lanes: lanes k0, k1 of x, then lanes k2, k3 of y.
+template <int k0, int k1, int k2, int k3>
+Floats pick(Floats x, Floats y) {
+  Ints lanes{};
+  for (int i = 0; i < kLanes; i += 4) {
+    lanes[i] = i + k0, lanes[i + 1] = i + k1;
+    lanes[i + 2] = kLanes + i + k2, lanes[i + 3] = kLanes + i + k3;
+  }
+  return __builtin_shuffle(x, y, lanes);
+}
+// Between a run and its columns in order: vector v of part p then is columns 16 v + p * kLanes and
+// on. The same function serves both ways.
+void transpose(Run& run) {
+  for (int part = 0; part < kParts; ++part) {
+    const Floats low[2] = {pick<0, 1, 0, 1>(run[0][part], run[1][part]),
+                           pick<0, 1, 0, 1>(run[2][part], run[3][part])};
+    const Floats high[2] = {pick<2, 3, 2, 3>(run[0][part], run[1][part]),
+                            pick<2, 3, 2, 3>(run[2][part], run[3][part])};
+    run[0][part] = pick<0, 2, 0, 2>(low[0], low[1]);
+    run[1][part] = pick<1, 3, 1, 3>(low[0], low[1]);
+    run[2][part] = pick<0, 2, 0, 2>(high[0], high[1]);
+    run[3][part] = pick<1, 3, 1, 3>(high[0], high[1]);
+  }
+}
+
 // Scale and zero point of a row for each of a tile's four steps.
 struct RowScales {
   float scale[4], zero[4];
 };
+template <int kGroups>
 RowScales load_scales(const uint8_t* tile, int4::Layout layout, int row) {
   RowScales s{};
-  const int steps = 4 / layout.groups_per_tile;  // that share a group
-  for (int group = 0; group < layout.groups_per_tile; ++group) {
+  constexpr int kSteps = 4 / kGroups;  // that share a group
+  for (int group = 0; group < kGroups; ++group) {
     const int at = group * int4::kTileRows + int4::scale_index(row);
     uint16_t bits;
-    std::memcpy(&bits, tile + layout.scales_offset() + at * 2, 2);
+    std::memcpy(&bits, tile + int4::kCodeBytes + at * 2, 2);
     float zero = 0;
     if (layout.zero_points) std::memcpy(&zero, tile + layout.zeros_offset() + at * 4, 4);
-    for (int step = group * steps; step < (group + 1) * steps; ++step) {
+    for (int step = group * kSteps; step < (group + 1) * kSteps; ++step) {
       s.scale[step] = std::bit_cast<float>(uint32_t(bits) << 16);
       s.zero[step] = zero;
     }
   }
   return s;
+}
+// Of half a tile's two steps, where a run has their columns.
+template <int kGroups>
+Floats run_scale(const RowScales& row, int half) {
+  const Floats first = Floats{} + row.scale[half * 2];
+  if constexpr (kGroups < 4) return first;  // both share a group
+  Ints in_second{};
+  for (int i = 0; i < kLanes; ++i) in_second[i] = -(i % 4 / 2);
+  return in_second ? Floats{} + row.scale[half * 2 + 1] : first;
 }
 const uint8_t* run_of(const uint8_t* tile, int half, int row) {  // row is the first of its pair
   return tile + half * 2048 + (row / 16 * 32 + row % 8 * 4) * 16;
@@ -93,16 +145,19 @@ void expand(const uint8_t* codes, int64_t count, float* values) {
 
 void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
                         float* step_sums) {
-  for (int64_t first = 0; first < k_tiles * int4::kTileColumns; first += kStep) {
-    float step[kStep] = {};  // k is a multiple of 32: a step is whole or padding
-    if (first < k) expand(x + first, kStep, step);
-    float sum = 0;
-    for (float value : step) sum += value;
-    step_sums[first / kStep] = sum;
-    float* run = values + first / kRun * kRun;
-    for (int quad = 0; quad < kStep; quad += 4) {
-      std::memcpy(run + run_offset(first % kRun + quad), step + quad, 4 * sizeof(float));
+  for (int64_t first = 0; first < k_tiles * int4::kTileColumns; first += kRun) {
+    float columns[kRun] = {};  // k is a multiple of 32: a step is whole or padding
+    if (first < k) expand(x + first, k - first < kRun ? k - first : kRun, columns);
+    Run run;
+    std::memcpy(run, columns, sizeof run);
+    for (int step = 0; step < 2; ++step) {
+      Floats sum[kParts];
+      for (int part = 0; part < kParts; ++part)
+        sum[part] = run[step * 2][part] + run[step * 2 + 1][part];
+      step_sums[first / kStep + step] = add_lanes(sum);
     }
+    transpose(run);
+    std::memcpy(values + first, run, sizeof run);
   }
 }
 
@@ -112,50 +167,32 @@ struct PairSum {
   float zero_a, zero_b;
 };
 
-// A run holds, for c = 0..3, columns 4c..4c+3 and 16+4c..16+4c+3 of its first step, then of its
-// second.
-struct RunScales {
-  Floats part[kParts];
-  RunScales(const RowScales& row, int half) {
-    const Floats first = Floats{} + row.scale[half * 2],
-                 second = Floats{} + row.scale[half * 2 + 1];
-    if constexpr (kParts == 2) {
-      part[0] = first;
-      part[kParts - 1] = second;
-    } else {
-      Ints second_step{};
-      for (int i = 8; i < kLanes; ++i) second_step[i] = -1;
-      part[0] = second_step ? second : first;
-    }
-  }
-};
-
-void multiply_run(const Codes& codes, const float* x, const RunScales& scale_a,
-                  const RunScales& scale_b, PairSum& sum) {
+void multiply_run(const Codes& codes, const float* x, Floats scale_a, Floats scale_b,
+                  PairSum& sum) {
   for (int part = 0; part < kParts; ++part) {
     Floats a{}, b{};
-    for (int c = 0; c < 4; ++c) {
-      const int at = c * 16 + part * kLanes;
-      const Floats value = load_floats(x + at);
-      a += value * load_floats(codes.a + at);
-      b += value * load_floats(codes.b + at);
+    for (int j = 0; j < 4; ++j) {
+      const Floats value = load_floats(x + (j * kParts + part) * kLanes);
+      a += value * codes.a[j][part];
+      b += value * codes.b[j][part];
     }
-    sum.a[part] += a * scale_a.part[part];
-    sum.b[part] += b * scale_b.part[part];
+    sum.a[part] += a * scale_a;
+    sum.b[part] += b * scale_b;
   }
 }
 
 // One pair of rows of one tile, for tokens whose activations are `stride` floats apart.
+template <int kGroups>
 void multiply_pair(const uint8_t* tile, int4::Layout layout, int row, const float* values,
                    const float* step_sums, int64_t stride, int64_t m, PairSum* sums) {
-  const RowScales scales[2] = {load_scales(tile, layout, row), load_scales(tile, layout, row + 8)};
+  const RowScales scales[2] = {load_scales<kGroups>(tile, layout, row),
+                               load_scales<kGroups>(tile, layout, row + 8)};
   for (int half = 0; half < 2; ++half) {
-    Codes codes;
-    decode_run(run_of(tile, half, row), codes);
-    const RunScales scale_a(scales[0], half), scale_b(scales[1], half);
-    for (int64_t token = 0; token < m; ++token) {
+    const Codes codes(run_of(tile, half, row));
+    const Floats scale_a = run_scale<kGroups>(scales[0], half),
+                 scale_b = run_scale<kGroups>(scales[1], half);
+    for (int64_t token = 0; token < m; ++token)
       multiply_run(codes, values + token * stride + half * kRun, scale_a, scale_b, sums[token]);
-    }
   }
   if (!layout.zero_points) return;
   for (int64_t token = 0; token < m; ++token) {
@@ -177,7 +214,7 @@ void prefetch(const uint8_t* bytes, int64_t count) {
 }
 
 // The whole block for as many tokens as have their running sums in the first-level cache.
-template <int kTokens>
+template <int kTokens, int kGroups>
 void multiply_tokens(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
                      const float* values, const float* step_sums, int64_t m, float* out,
                      int64_t out_stride) {
@@ -192,8 +229,9 @@ void multiply_tokens(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
       PairSum running[kTokens];
       std::copy_n(sums[pair], m, running);
       for (int64_t tile = first; tile < end; ++tile) {
-        multiply_pair(block + tile * bytes, layout, first_row(pair),
-                      values + tile * int4::kTileColumns, step_sums + tile * 4, stride, m, running);
+        multiply_pair<kGroups>(block + tile * bytes, layout, first_row(pair),
+                               values + tile * int4::kTileColumns, step_sums + tile * 4, stride, m,
+                               running);
       }
       std::copy_n(running, m, sums[pair]);
     }
@@ -207,44 +245,69 @@ void multiply_tokens(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
   }
 }
 
-void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
-                    const float* step_sums, int64_t m, float* out) {
+template <int kGroups>
+void multiply_groups(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
+                     const float* values, const float* step_sums, int64_t m, float* out) {
   constexpr int64_t kTokens = 8;
-  if (m == 1) return multiply_tokens<1>(block, k_tiles, layout, values, step_sums, 1, out, 1);
+  if (m == 1) {
+    return multiply_tokens<1, kGroups>(block, k_tiles, layout, values, step_sums, 1, out, 1);
+  }
   for (int64_t first = 0; first < m; first += kTokens) {
     const int64_t count = m - first < kTokens ? m - first : kTokens;
-    multiply_tokens<kTokens>(block, k_tiles, layout, values + first * k_tiles * int4::kTileColumns,
-                             step_sums + first * k_tiles * 4, count, out + first, m);
+    multiply_tokens<kTokens, kGroups>(block, k_tiles, layout,
+                                      values + first * k_tiles * int4::kTileColumns,
+                                      step_sums + first * k_tiles * 4, count, out + first, m);
   }
 }
 
-void dequantize_run(const float* codes, const RowScales& s, int half, int64_t columns, float* out) {
-  for (int quad = 0; quad < columns / 4; ++quad) {  // k is a multiple of 32, so columns is
-    const int step = half * 2 + quad / 8;
-    Float4 q;
-    std::memcpy(&q, codes + run_offset(quad * 4), sizeof q);
-    q = s.scale[step] * (q - s.zero[step]);
-    std::memcpy(out + quad * 4, &q, sizeof q);
-  }
-}
-
-void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
-                      int64_t k, float* out) {
-  Codes codes;
+template <int kGroups>
+void dequantize_groups(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
+                       int64_t k, float* out) {
+  const auto store = [&](Run& codes, const RowScales& s, int64_t column, int row) {
+    const int half = column / kRun % 2;
+    transpose(codes);
+    for (int v = 0; v < 4; ++v) {  // 16 columns each; k is a multiple of 32
+      if (column + v * 16 >= k) break;
+      const int step = half * 2 + v / 2;
+      for (Floats& q : codes[v]) q = s.scale[step] * (q - s.zero[step]);
+      std::memcpy(out + row * k + column + v * 16, codes[v], sizeof codes[v]);
+    }
+  };
   for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
-    for (int row = 0; row < int4::kTileRows; row += row % 8 == 7 ? 9 : 1) {
-      if (row >= rows) break;
-      const RowScales a = load_scales(block, layout, row), b = load_scales(block, layout, row + 8);
+    for (int pair = 0; pair < kPairs && first_row(pair) < rows; ++pair) {
+      const int row = first_row(pair);
+      const RowScales a = load_scales<kGroups>(block, layout, row),
+                      b = load_scales<kGroups>(block, layout, row + 8);
       for (int half = 0; half < 2; ++half) {
         const int64_t column = tile * int4::kTileColumns + half * kRun;
-        const int64_t columns = k - column < kRun ? k - column : kRun;
-        if (columns <= 0) break;
-        decode_run(run_of(block, half, row), codes);
-        dequantize_run(codes.a, a, half, columns, out + row * k + column);
-        if (row + 8 < rows) dequantize_run(codes.b, b, half, columns, out + (row + 8) * k + column);
+        Codes codes(run_of(block, half, row));
+        store(codes.a, a, column, row);
+        if (row + 8 < rows) store(codes.b, b, column, row + 8);
       }
     }
   }
+}
+
+// Calls f with the groups per tile as a constant.
+template <class F>
+void with_groups(int4::Layout layout, F f) {
+  switch (layout.groups_per_tile) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    default: return f(std::integral_constant<int, 4>{});
+  }
+}
+void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
+                    const float* step_sums, int64_t m, float* out) {
+  with_groups(layout, [&](auto groups) {
+    multiply_groups<groups()>(block, k_tiles, layout, values, step_sums, m, out);
+  });
+}
+void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
+                      int64_t k, float* out) {
+  with_groups(layout, [&](auto groups) {
+    dequantize_groups<groups()>(block, k_tiles, layout, rows, k, out);
+  });
 }
 
 #define WLIB_TEXT_(x) #x
