@@ -11,6 +11,7 @@
 
 #include "int4fp8/cpu_kernels.h"
 #include "int4fp8/cpu_types.h"
+#include "torch/empty.h"
 
 namespace wlib::int4fp8 {
 namespace avx512 {
@@ -52,7 +53,7 @@ constexpr int64_t kChunkFloats = 1
                                  << 20;  // dequantised weights held at a time: 4 MiB, for the cache
 
 Tensor floats(const Tensor& like, std::vector<int64_t> shape) {
-  return torch::stable::new_empty(like, shape, ScalarType::Float);
+  return new_empty(like, shape, ScalarType::Float);
 }
 float* data(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 

@@ -8,6 +8,7 @@
 #include "int4fp8/cuda.h"
 #include "int4fp8/ops.h"
 #include "torch/checks.h"
+#include "torch/empty.h"
 #include "torch/stream.h"
 #include "wlib/layout/int4_tile.h"
 
@@ -26,10 +27,13 @@ struct Arguments {
 // The packed weight tells by its size whether it holds zero points.
 int4::Layout weight_layout(const Checker& check, const Arguments& a, int64_t k) {
   const int groups = int4::groups_per_tile(a.group_size, k);
-  check.require(groups != 0, "group_size",
-                "group_size of 32, 64, a multiple of 128 or k itself, dividing k=" +
-                    std::to_string(k) + " (a multiple of 32)",
-                std::to_string(a.group_size));
+  check.require(
+      groups != 0, "group_size",
+      [&] {
+        return "group_size of 32, 64, a multiple of 128 or k itself, dividing k=" +
+               std::to_string(k) + " (a multiple of 32)";
+      },
+      a.group_size);
   const int64_t blocks = int4::ceil_div(a.n, int4::kTileRows),
                 k_tiles = int4::ceil_div(k, int4::kTileColumns);
   const int4::Layout plain{groups, false}, zeros{groups, true};
@@ -49,17 +53,21 @@ int4::Layout weight_layout(const Checker& check, const Arguments& a, int64_t k) 
 void check_x(const Checker& check, const Arguments& a) {
   check.dtype(a.x, "x", ScalarType::Float8_e4m3fn);
   check.require(a.x.dim() >= 1, "x", "x of at least one dimension", "a scalar");
-  check.require(a.x.is_cpu() || a.x.is_cuda(), "x", "x on cpu or cuda", Checker::device_text(a.x));
+  check.require(a.x.is_cpu() || a.x.is_cuda(), "x", "x on cpu or cuda",
+                [&] { return Checker::device_text(a.x); });
 }
 
 GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype) {
-  check.require(a.layout_version == int4::kLayoutVersion, "layout_version",
-                "layout_version " + std::to_string(int4::kLayoutVersion) +
-                    " (pack the weight with this version of wlib)",
-                std::to_string(a.layout_version));
+  check.require(
+      a.layout_version == int4::kLayoutVersion, "layout_version",
+      [] {
+        return "layout_version " + std::to_string(int4::kLayoutVersion) +
+               " (pack the weight with this version of wlib)";
+      },
+      a.layout_version);
   check_x(check, a);
   check.require(a.n >= 1 && a.n < std::numeric_limits<int32_t>::max(), "n",
-                "n of at least 1 and below 2^31", std::to_string(a.n));
+                "n of at least 1 and below 2^31", a.n);
   check.dtype(a.weight, "weight", ScalarType::Byte);
   check.dtype(a.x_scale, "x_scale", ScalarType::Float);
 
@@ -67,8 +75,7 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
   const auto x_sizes = sizes_of(a.x);
   p.n = a.n;
   p.k = x_sizes.back();
-  check.require(p.k < std::numeric_limits<int32_t>::max(), "x", "a last dimension below 2^31",
-                std::to_string(p.k));
+  check.require(p.k < std::numeric_limits<int32_t>::max(), "x", "a last dimension below 2^31", p.k);
   const int4::Layout layout = weight_layout(check, a, p.k);
   p.groups_per_tile = layout.groups_per_tile;
   p.zero_points = layout.zero_points;
@@ -85,7 +92,10 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
     const ScalarType type = a.bias->scalar_type();
     check.require(
         type == ScalarType::Float || type == out_dtype, "bias",
-        std::string("bias of dtype torch.float32 or the output's ") + dtype_name(out_dtype),
+        [&] {
+          return std::string("bias of dtype torch.float32 or the output's ") +
+                 dtype_name(out_dtype);
+        },
         dtype_name(type));
     const int64_t expected[] = {a.n};
     check.shape(*a.bias, "bias", expected);
@@ -102,7 +112,7 @@ GemmParams parse(const Checker& check, const Arguments& a, ScalarType out_dtype)
     check.aligned(p.weight, "weight", 128);  // bulk copies
     if (p.m > 0) check.aligned(p.x, "x", 16);
     check.require(p.x_stride % 16 == 0 && (p.x_stride > 0 || p.m == 0 || p.k == 0), "x",
-                  "rows of x a positive multiple of 16 elements apart", std::to_string(p.x_stride));
+                  "rows of x a positive multiple of 16 elements apart", p.x_stride);
   }
   return p;
 }
@@ -137,7 +147,7 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
   const Arguments a{x, weight, x_scale, n, group_size, bias, layout_version};
   const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
   const GemmParams p = parse(check, a, type);
-  const Tensor out = torch::stable::new_empty(x, out_shape(a), type);
+  const Tensor out = new_empty(x, out_shape(a), type);
   run(check, a, p, out);
   return out;
 }

@@ -12,6 +12,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "wlib/params/int4fp8.h"
 
@@ -72,9 +73,11 @@ class Checker {
   [[noreturn]] void no_kernel(const std::string& what) const {
     throw std::invalid_argument(std::string("wlib::") + op_ + ": no kernel for " + what);
   }
-  void require(bool ok, const char* argument, const std::string& expected,
-               const std::string& got) const {
-    if (!ok) refuse(argument, expected, got);
+  // Texts are made only when they are needed: `expected` and `got` may be text, a number, or a
+  // function that returns text.
+  template <class Expected, class Got>
+  void require(bool ok, const char* argument, const Expected& expected, const Got& got) const {
+    if (!ok) refuse(argument, text(expected), text(got));
   }
   void dtype(const Tensor& t, const char* argument, ScalarType expected) const {
     if (t.scalar_type() != expected) {
@@ -124,6 +127,15 @@ class Checker {
   }
 
  private:
+  template <class T>
+  static std::string text(const T& value) {
+    if constexpr (std::is_invocable_v<T>)
+      return value();
+    else if constexpr (std::is_arithmetic_v<T>)
+      return std::to_string(value);
+    else
+      return value;
+  }
   const char* op_;
 };
 
