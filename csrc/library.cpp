@@ -8,6 +8,7 @@
 #include "int4fp8/cpu_kernels.h"
 #include "int4fp8/cuda.h"
 #include "int4fp8/ops.h"
+#include "prefill/ops.h"
 
 STABLE_TORCH_LIBRARY(wlib, m) {
   m.def("fp8_quantize(Tensor x) -> (Tensor, Tensor)");
@@ -20,6 +21,20 @@ STABLE_TORCH_LIBRARY(wlib, m) {
       "int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
       "bias=None, "
       "int layout_version=1, Tensor(a!) out) -> ()");
+  m.def(
+      "append_kv_int4(Tensor k, Tensor v, Tensor slot_mapping, Tensor(a!) k_cache, Tensor(b!) "
+      "v_cache, Tensor(c!) k_scale, Tensor(d!) v_scale, *, Tensor? k_mean=None, Tensor? "
+      "k_smooth=None) -> ()");
+  m.def(
+      "quantize_q_fp8(Tensor q, *, Tensor? k_smooth=None, Tensor? cos=None, Tensor? sin=None) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "attention_prefill(Tensor q, Tensor q_scale, Tensor k_cache, Tensor v_cache, Tensor k_scale, "
+      "Tensor v_scale, Tensor page_table, Tensor seqused_k, Tensor cu_seqlens_q, *, int "
+      "max_seqlen_q, Tensor? k_new=None, Tensor? v_new=None, Tensor? k_new_scale=None, Tensor? "
+      "v_new_scale=None, Tensor? key_mean=None, Tensor? sinks=None, float softmax_scale, bool "
+      "causal=True, int window_left=-1, int window_right=-1, float softcap=0.0, int num_splits=0, "
+      "ScalarType? out_dtype=None) -> (Tensor, Tensor)");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -27,6 +42,9 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp8_group_sums", TORCH_BOX(&wlib::int4fp8::group_sums));
   m.impl("int4fp8_gemm", TORCH_BOX(&wlib::int4fp8::gemm));
   m.impl("int4fp8_gemm.out", TORCH_BOX(&wlib::int4fp8::gemm_out));
+  m.impl("append_kv_int4", TORCH_BOX(&wlib::prefill::append_kv));
+  m.impl("quantize_q_fp8", TORCH_BOX(&wlib::prefill::quantize_queries));
+  m.impl("attention_prefill", TORCH_BOX(&wlib::prefill::attention));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -61,4 +79,13 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_int4fp8_gemm_
   static const std::string rows =
       std::string(wlib::int4fp8::gemm_cpu_rows()) + WLIB_CUDA_ROWS(wlib::int4fp8::gemm_cuda_rows());
   return rows.c_str();
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_append_kv_int4_rows() {
+  return "cpu: one token at a time\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_quantize_q_fp8_rows() {
+  return "cpu: one token and head at a time\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_attention_prefill_rows() {
+  return "cpu: 64 rows by 64 keys, float32\n";
 }

@@ -4,11 +4,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
+#include "cpu_isa.h"
 #include "int4fp8/cpu_kernels.h"
 #include "int4fp8/cpu_types.h"
 #include "torch/empty.h"
@@ -24,19 +24,8 @@ namespace baseline {
 extern const CpuKernels kKernels;
 }
 
-// The best set this processor has. $WLIB_CPU_ISA may name a lesser one, so that tests reach them
-// all; any other name changes nothing.
-static const CpuKernels& choose_kernels() {
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const std::string wanted = std::getenv("WLIB_CPU_ISA") ? std::getenv("WLIB_CPU_ISA") : "";
-  if (wanted == "baseline" || !avx2) return baseline::kKernels;
-  return wanted == "avx2" || !avx512 ? avx2::kKernels : avx512::kKernels;
-}
-
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = choose_kernels();
+  static const CpuKernels& chosen = pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels);
   return chosen;
 }
 

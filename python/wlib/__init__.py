@@ -3,17 +3,29 @@
 from . import _ops, nn, quant
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
+from .prefill import (
+    Int4KVCache,
+    attention_prefill,
+    merge_attention_states,
+    quantize_kv_int4,
+    quantize_q_fp8,
+)
 
 __version__ = "0.1.0"
 __all__ = [
+    "Int4KVCache",
     "Int4Weight",
     "PackedInt4Weight",
+    "attention_prefill",
     "fp8_group_sums",
     "fp8_quantize",
     "info",
     "int4fp8_gemm",
+    "merge_attention_states",
     "nn",
     "quant",
+    "quantize_kv_int4",
+    "quantize_q_fp8",
 ]
 
 del _ops  # imported for its effect: it registers the ops and their fake kernels

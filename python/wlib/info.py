@@ -62,6 +62,9 @@ def info() -> Info:
             "fp8_quantize": _rows("wlib_fp8_quantize_rows"),
             "fp8_group_sums": _rows("wlib_fp8_group_sums_rows"),
             "int4fp8_gemm": _rows("wlib_int4fp8_gemm_rows"),
+            "append_kv_int4": _rows("wlib_append_kv_int4_rows"),
+            "quantize_q_fp8": _rows("wlib_quantize_q_fp8_rows"),
+            "attention_prefill": _rows("wlib_attention_prefill_rows"),
         },
     )
 

@@ -1,0 +1,178 @@
+// wlib::attention_prefill: checks every argument, fills AttentionParams.
+#include <torch/csrc/stable/ops.h>
+
+#include "prefill/cpu.h"
+#include "prefill/ops.h"
+#include "torch/checks.h"
+#include "torch/empty.h"
+#include "wlib/layout/int4_kv.h"
+
+namespace wlib::prefill {
+namespace {
+
+struct Arguments {
+  const Tensor &q, &q_scale, &k_cache, &v_cache, &k_scale, &v_scale, &page_table, &seqused_k,
+      &cu_seqlens_q;
+  const std::optional<Tensor>&k_new, &v_new, &k_new_scale, &v_new_scale, &key_mean, &sinks;
+};
+
+const void* check_tensor(const Checker& check, const Tensor& t, const char* name, ScalarType type,
+                         std::initializer_list<int64_t> shape, const Tensor& q) {
+  check.dtype(t, name, type);
+  check.shape(t, name, {shape.begin(), shape.size()});
+  check.same_device(t, name, q, "q");
+  check.contiguous(t, name);
+  return t.const_data_ptr();
+}
+
+void parse_queries(const Checker& check, const Arguments& a, AttentionParams& p) {
+  check.dtype(a.q, "q", ScalarType::Float8_e4m3fn);
+  check.require(a.q.dim() == 3, "q", "q of shape [tokens, heads, head_dim]",
+                [&] { return shape_text(a.q); });
+  check.contiguous(a.q, "q");
+  p.tokens = a.q.size(0);
+  p.heads = int(a.q.size(1));
+  p.head_dim = int(a.q.size(2));
+  check.require(p.head_dim == 64 || p.head_dim == 128 || p.head_dim == 256, "q",
+                "head_dim of 64, 128 or 256", p.head_dim);
+  p.q = static_cast<const uint8_t*>(a.q.const_data_ptr());
+  p.q_scale = static_cast<const float*>(
+      check_tensor(check, a.q_scale, "q_scale", ScalarType::Float, {p.tokens, p.heads}, a.q));
+  check.dtype(a.cu_seqlens_q, "cu_seqlens_q", ScalarType::Int);
+  check.require(a.cu_seqlens_q.dim() == 1 && a.cu_seqlens_q.size(0) >= 1, "cu_seqlens_q",
+                "cu_seqlens_q of shape [batch + 1]", [&] { return shape_text(a.cu_seqlens_q); });
+  p.batch = int(a.cu_seqlens_q.size(0)) - 1;
+  p.starts = static_cast<const int32_t*>(
+      check_tensor(check, a.cu_seqlens_q, "cu_seqlens_q", ScalarType::Int, {p.batch + 1}, a.q));
+}
+
+void parse_cache(const Checker& check, const Arguments& a, AttentionParams& p) {
+  check.require(
+      a.k_cache.dim() == 3 && a.k_cache.size(1) > 0 && p.heads % a.k_cache.size(1) == 0, "k_cache",
+      [&] {
+        return "k_cache of shape [blocks, kv_heads, head_dim * 32], kv_heads dividing " +
+               std::to_string(p.heads) + " query heads";
+      },
+      [&] { return shape_text(a.k_cache); });
+  p.blocks = a.k_cache.size(0);
+  p.kv_heads = int(a.k_cache.size(1));
+  check.require(p.heads / p.kv_heads <= 16, "k_cache", "at most 16 query heads per KV head",
+                p.heads / p.kv_heads);
+  const int64_t bytes = int4kv::block_bytes(p.head_dim);
+  const auto cache = [&](const Tensor& t, const char* name, ScalarType type, int64_t last) {
+    return check_tensor(check, t, name, type, {p.blocks, p.kv_heads, last}, a.q);
+  };
+  p.k_cache = static_cast<const uint8_t*>(cache(a.k_cache, "k_cache", ScalarType::Byte, bytes));
+  p.v_cache = static_cast<const uint8_t*>(cache(a.v_cache, "v_cache", ScalarType::Byte, bytes));
+  p.k_scale = static_cast<const float*>(
+      cache(a.k_scale, "k_scale", ScalarType::Float, int4kv::kBlockTokens));
+  p.v_scale = static_cast<const float*>(
+      cache(a.v_scale, "v_scale", ScalarType::Float, int4kv::kBlockTokens));
+  p.cached = static_cast<const int32_t*>(
+      check_tensor(check, a.seqused_k, "seqused_k", ScalarType::Int, {p.batch}, a.q));
+  p.max_blocks = a.page_table.dim() == 2 ? a.page_table.size(1) : 0;
+  p.page_table = static_cast<const int32_t*>(check_tensor(
+      check, a.page_table, "page_table", ScalarType::Int, {p.batch, p.max_blocks}, a.q));
+}
+
+void parse_optional(const Checker& check, const Arguments& a, AttentionParams& p) {
+  const bool all = a.k_new && a.v_new && a.k_new_scale && a.v_new_scale;
+  check.require(all || !(a.k_new || a.v_new || a.k_new_scale || a.v_new_scale), "k_new",
+                "all of k_new, v_new, k_new_scale, v_new_scale or none", "some of them");
+  if (all) {
+    const auto codes = [&](const Tensor& t, const char* name) {
+      return static_cast<const uint8_t*>(check_tensor(check, t, name, ScalarType::Float8_e4m3fn,
+                                                      {p.tokens, p.kv_heads, p.head_dim}, a.q));
+    };
+    const auto scale = [&](const Tensor& t, const char* name) {
+      return static_cast<const float*>(
+          check_tensor(check, t, name, ScalarType::Float, {p.tokens, p.kv_heads}, a.q));
+    };
+    p.k_new = codes(*a.k_new, "k_new");
+    p.v_new = codes(*a.v_new, "v_new");
+    p.k_new_scale = scale(*a.k_new_scale, "k_new_scale");
+    p.v_new_scale = scale(*a.v_new_scale, "v_new_scale");
+  }
+  if (a.key_mean) {
+    p.key_mean = static_cast<const float*>(check_tensor(
+        check, *a.key_mean, "key_mean", ScalarType::Float, {p.kv_heads, p.head_dim}, a.q));
+  }
+  if (a.sinks) {
+    p.sinks = static_cast<const float*>(
+        check_tensor(check, *a.sinks, "sinks", ScalarType::Float, {p.heads}, a.q));
+  }
+}
+
+// What only the CPU can look at without waiting for a device.
+void check_contents(const Checker& check, const AttentionParams& p) {
+  check.require(p.starts[0] == 0, "cu_seqlens_q", "cu_seqlens_q to begin with 0", p.starts[0]);
+  for (int b = 0; b < p.batch; ++b) {
+    const int queries = p.starts[b + 1] - p.starts[b];
+    check.require(
+        queries >= 0 && p.starts[b + 1] <= p.tokens, "cu_seqlens_q",
+        [&] { return "cu_seqlens_q not to decrease, up to " + std::to_string(p.tokens); },
+        p.starts[b + 1]);
+    check.require(
+        queries <= p.max_queries, "max_seqlen_q",
+        [&] { return "max_seqlen_q of at least " + std::to_string(queries); }, p.max_queries);
+    check.require(
+        p.cached[b] >= 0 && p.cached[b] <= p.max_blocks * int4kv::kBlockTokens, "seqused_k",
+        [&] {
+          return "seqused_k from 0 to " + std::to_string(p.max_blocks * int4kv::kBlockTokens) +
+                 ", the page table's columns times 64";
+        },
+        p.cached[b]);
+    for (int i = 0; i * int4kv::kBlockTokens < p.cached[b]; ++i) {
+      const int page = p.page_table[b * p.max_blocks + i];
+      check.require(
+          page >= 0 && page < p.blocks, "page_table",
+          [&] { return "blocks from 0 to " + std::to_string(p.blocks - 1); }, page);
+    }
+  }
+  check.require(
+      p.starts[p.batch] == p.tokens, "cu_seqlens_q",
+      [&] { return "cu_seqlens_q to end with " + std::to_string(p.tokens); }, p.starts[p.batch]);
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> attention(
+    const Tensor& q, const Tensor& q_scale, const Tensor& k_cache, const Tensor& v_cache,
+    const Tensor& k_scale, const Tensor& v_scale, const Tensor& page_table, const Tensor& seqused_k,
+    const Tensor& cu_seqlens_q, int64_t max_seqlen_q, std::optional<Tensor> k_new,
+    std::optional<Tensor> v_new, std::optional<Tensor> k_new_scale,
+    std::optional<Tensor> v_new_scale, std::optional<Tensor> key_mean, std::optional<Tensor> sinks,
+    double softmax_scale, bool causal, int64_t window_left, int64_t window_right, double softcap,
+    int64_t num_splits, std::optional<ScalarType> out_dtype) {
+  const Checker check("attention_prefill");
+  const Arguments a{q,       q_scale,     k_cache,     v_cache,      k_scale,
+                    v_scale, page_table,  seqused_k,   cu_seqlens_q, k_new,
+                    v_new,   k_new_scale, v_new_scale, key_mean,     sinks};
+  AttentionParams p{};
+  parse_queries(check, a, p);
+  parse_cache(check, a, p);
+  parse_optional(check, a, p);
+  check.require(max_seqlen_q >= 0, "max_seqlen_q", "max_seqlen_q of at least 0", max_seqlen_q);
+  check.require(softcap >= 0, "softcap", "softcap of 0 (none) or more", softcap);
+  check.require(num_splits >= 0, "num_splits", "num_splits of 0 (automatic) or more", num_splits);
+  const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
+  p.out_type = check.floating(type, "out_dtype");
+  p.max_queries = int(std::min<int64_t>(max_seqlen_q, p.tokens));
+  p.softmax_scale = float(softmax_scale);
+  p.softcap = float(softcap);
+  p.causal = causal;
+  p.window_left = int(std::clamp<int64_t>(window_left, -1, INT32_MAX));
+  p.window_right = int(std::clamp<int64_t>(window_right, -1, INT32_MAX));
+  if (!q.is_cpu()) check.no_kernel("device " + Checker::device_text(q) + " (rows: cpu)");
+  check_contents(check, p);
+
+  const Tensor out = new_empty(q, sizes_of(q), type);
+  const int64_t lse_shape[] = {p.heads, p.tokens};
+  const Tensor lse = new_empty(q, lse_shape, ScalarType::Float);
+  p.out = out.mutable_data_ptr();
+  p.lse = static_cast<float*>(lse.mutable_data_ptr());
+  attention_cpu(p);
+  return {out, lse};
+}
+
+}  // namespace wlib::prefill

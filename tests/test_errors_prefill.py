@@ -1,0 +1,191 @@
+"""Every refusal of the prefill family: the class of the error and its whole message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import wlib
+
+FP8 = torch.float8_e4m3fn
+FLOATS = "torch.float32, torch.bfloat16 or torch.float16"
+
+
+def ints(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def attention(**changed: Any) -> None:
+    """Five queries of two sequences over a cache of three blocks, except for `changed`."""
+    kv = wlib.Int4KVCache.allocate(3, 2, 64)
+    tensors = {name: changed.pop(name, getattr(kv, name)) for name in ("k", "v", "k_scale")}
+    arguments: dict[str, Any] = {
+        "q8": torch.zeros(5, 4, 64, dtype=FP8),
+        "kv": wlib.Int4KVCache(v_scale=kv.v_scale, **tensors),
+        "q_scale": torch.ones(5, 4),
+        "cu_seqlens_q": ints(0, 2, 5),
+        "max_seqlen_q": 3,
+        "seqused_k": ints(70, 10),
+        "page_table": torch.tensor([[0, 1], [2, 0]], dtype=torch.int32),
+    }
+    wlib.attention_prefill(**arguments | changed)
+
+
+def append(**changed: Any) -> None:
+    kv = changed.pop("kv", wlib.Int4KVCache.allocate(3, 2, 64))
+    arguments: dict[str, Any] = {
+        "k": torch.zeros(5, 2, 64),
+        "v": torch.zeros(5, 2, 64),
+        "slot_mapping": torch.arange(5),
+    }
+    kv.append(**arguments | changed)
+
+
+def used_cache() -> wlib.Int4KVCache:
+    kv = wlib.Int4KVCache.allocate(3, 2, 64)
+    kv.append(torch.ones(1, 2, 64), torch.ones(1, 2, 64), torch.tensor([0]))
+    return kv
+
+
+def queries(q: torch.Tensor | None = None, **options: Any) -> None:
+    wlib.quantize_q_fp8(torch.zeros(5, 4, 64) if q is None else q, **options)
+
+
+def contiguous(**changed: Any) -> None:
+    arguments: dict[str, Any] = {
+        "k": torch.zeros(5, 2, 64),
+        "v": torch.zeros(5, 2, 64),
+        "cu_seqlens_k": ints(0, 5),
+    }
+    wlib.quantize_kv_int4(**arguments | changed)
+
+
+def merge(**changed: Any) -> None:
+    o, lse = torch.zeros(3, 2, 64), torch.zeros(2, 3)
+    wlib.merge_attention_states(**{"o1": o, "lse1": lse, "o2": o, "lse2": lse} | changed)
+
+
+allocate = wlib.Int4KVCache.allocate
+SOME = "all of k_new, v_new, k_new_scale, v_new_scale or none, got some of them (argument 'k_new')"
+
+CASES: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
+    (attention, {"q8": torch.zeros(5, 4, 64)}, TypeError,
+     "q of dtype torch.float8_e4m3fn, got torch.float32 (argument 'q')"),
+    (attention, {"q8": torch.zeros(5, 256, dtype=FP8), "softmax_scale": 1.0}, ValueError,
+     "q of shape [tokens, heads, head_dim], got [5, 256] (argument 'q')"),
+    (attention, {"q8": torch.zeros(4, 5, 64, dtype=FP8).transpose(0, 1)}, ValueError,
+     "contiguous q, got strides [64, 320, 1] (argument 'q')"),
+    (attention, {"q8": torch.zeros(5, 4, 96, dtype=FP8)}, ValueError,
+     "head_dim of 64, 128 or 256, got 96 (argument 'q')"),
+    (attention, {"q_scale": torch.ones(5, 3)}, ValueError,
+     "q_scale of shape [5, 4], got [5, 3] (argument 'q_scale')"),
+    (attention, {"q_scale": torch.ones(5, 4).double()}, TypeError,
+     "q_scale of dtype torch.float32, got torch.float64 (argument 'q_scale')"),
+    (attention, {"q8": torch.zeros(5, 3, 64, dtype=FP8), "q_scale": torch.ones(5, 3)}, ValueError,
+     "k_cache of shape [blocks, kv_heads, head_dim * 32], kv_heads dividing 3 query heads, got "
+     "[3, 2, 2048] (argument 'k_cache')"),
+    (attention, {"q8": torch.zeros(5, 34, 64, dtype=FP8), "q_scale": torch.ones(5, 34)}, ValueError,
+     "at most 16 query heads per KV head, got 17 (argument 'k_cache')"),
+    (attention, {"q8": torch.zeros(5, 4, 128, dtype=FP8)}, ValueError,
+     "k_cache of shape [3, 2, 4096], got [3, 2, 2048] (argument 'k_cache')"),
+    (attention, {"v": torch.zeros(2, 2, 2048, dtype=torch.uint8)}, ValueError,
+     "v_cache of shape [3, 2, 2048], got [2, 2, 2048] (argument 'v_cache')"),
+    (attention, {"k_scale": torch.zeros(3, 2, 32)}, ValueError,
+     "k_scale of shape [3, 2, 64], got [3, 2, 32] (argument 'k_scale')"),
+    (attention, {"cu_seqlens_q": torch.tensor([0, 2, 5])}, TypeError,
+     "cu_seqlens_q of dtype torch.int32, got torch.int64 (argument 'cu_seqlens_q')"),
+    (attention, {"cu_seqlens_q": ints(1, 2, 5)}, ValueError,
+     "cu_seqlens_q to begin with 0, got 1 (argument 'cu_seqlens_q')"),
+    (attention, {"cu_seqlens_q": ints(0, 2, 4)}, ValueError,
+     "cu_seqlens_q to end with 5, got 4 (argument 'cu_seqlens_q')"),
+    (attention, {"cu_seqlens_q": ints(0, 6, 5)}, ValueError,
+     "cu_seqlens_q not to decrease, up to 5, got 6 (argument 'cu_seqlens_q')"),
+    (attention, {"max_seqlen_q": 2}, ValueError,
+     "max_seqlen_q of at least 3, got 2 (argument 'max_seqlen_q')"),
+    (attention, {"max_seqlen_q": -1}, ValueError,
+     "max_seqlen_q of at least 0, got -1 (argument 'max_seqlen_q')"),
+    (attention, {"seqused_k": ints(70, 129)}, ValueError,
+     "seqused_k from 0 to 128, the page table's columns times 64, got 129 (argument 'seqused_k')"),
+    (attention, {"seqused_k": ints(70)}, ValueError,
+     "seqused_k of shape [2], got [1] (argument 'seqused_k')"),
+    (attention, {"page_table": torch.tensor([[0, 3], [2, 0]], dtype=torch.int32)}, ValueError,
+     "blocks from 0 to 2, got 3 (argument 'page_table')"),
+    (attention, {"page_table": ints(0, 1)}, ValueError,
+     "page_table of shape [2, 0], got [2] (argument 'page_table')"),
+    (attention, {"k_new": torch.zeros(5, 2, 64, dtype=FP8)}, ValueError, SOME),
+    (attention, {"sinks": torch.zeros(2)}, ValueError,
+     "sinks of shape [4], got [2] (argument 'sinks')"),
+    (attention, {"softcap": -1.0}, ValueError,
+     "softcap of 0 (none) or more, got -1.000000 (argument 'softcap')"),
+    (attention, {"num_splits": -1}, ValueError,
+     "num_splits of 0 (automatic) or more, got -1 (argument 'num_splits')"),
+    (attention, {"out_dtype": torch.float64}, TypeError,
+     f"out_dtype of dtype {FLOATS}, got torch.float64 (argument 'out_dtype')"),
+    (append, {"k": torch.zeros(5, 2, 64).double()}, TypeError,
+     f"k of dtype {FLOATS}, got torch.float64 (argument 'k')"),
+    (append, {"k": torch.zeros(5, 128)}, ValueError,
+     "k of shape [tokens, heads, head_dim], got [5, 128] (argument 'k')"),
+    (append, {"k": torch.zeros(5, 2, 128)[..., ::2]}, ValueError,
+     "k with unit stride in the last dimension, got strides [256, 128, 2] (argument 'k')"),
+    (append, {"v": torch.zeros(5, 2, 64).half()}, TypeError,
+     "v of dtype torch.float32, got torch.float16 (argument 'v')"),
+    (append, {"v": torch.zeros(4, 2, 64)}, ValueError,
+     "v of shape [5, 2, 64], got [4, 2, 64] (argument 'v')"),
+    (append, {"k": torch.zeros(5, 3, 64), "v": torch.zeros(5, 3, 64)}, ValueError,
+     "k_cache of shape [3, 3, 2048], got [3, 2, 2048] (argument 'k_cache')"),
+    (append, {"slot_mapping": torch.arange(5).int()}, TypeError,
+     "slot_mapping of dtype torch.int64, got torch.int32 (argument 'slot_mapping')"),
+    (append, {"slot_mapping": torch.arange(4)}, ValueError,
+     "slot_mapping of shape [5], got [4] (argument 'slot_mapping')"),
+    (append, {"slot_mapping": torch.arange(188, 193)}, ValueError,
+     "slots below 192, the cache's blocks times 64, got 192 (argument 'slot_mapping')"),
+    (append, {"k_mean": torch.zeros(2, 32)}, ValueError,
+     "k_mean of shape [2, 64], got [2, 32] (argument 'k_mean')"),
+    (append, {"kv": used_cache(), "k_smooth": torch.ones(2, 64)}, ValueError,
+     "k_smooth as the cache was begun with, got another tensor (argument 'k_smooth')"),
+    (queries, {"q": torch.zeros(5, 4, 64).int()}, TypeError,
+     f"q of dtype {FLOATS}, got torch.int32 (argument 'q')"),
+    (queries, {"k_smooth": torch.ones(3, 64)}, ValueError,
+     "k_smooth of shape [kv_heads, head_dim], kv_heads dividing 4 query heads, got [3, 64] "
+     "(argument 'k_smooth')"),
+    (queries, {"cos": torch.ones(5, 32)}, ValueError,
+     "both cos and sin or none, got one of them (argument 'sin')"),
+    (queries, {"cos": torch.ones(5, 64), "sin": torch.ones(5, 64)}, ValueError,
+     "cos of shape [5, 32], got [5, 64] (argument 'cos')"),
+    (contiguous, {"k": torch.zeros(5, 128)}, ValueError,
+     "k of shape [T, num_kv_heads, head_dim], got [5, 128] (argument 'k')"),
+    (contiguous, {"cu_seqlens_k": ints(0, 4)}, ValueError,
+     "cu_seqlens_k from 0 to 5, not decreasing, got [0, 4] (argument 'cu_seqlens_k')"),
+    (contiguous, {"cu_seqlens_k": torch.tensor([0, 5])}, TypeError,
+     "cu_seqlens_k of dtype torch.int32, got torch.int64 (argument 'cu_seqlens_k')"),
+    (allocate, {"num_blocks": 0, "num_kv_heads": 1, "head_dim": 64}, ValueError,
+     "num_blocks of at least 1, got 0 (argument 'num_blocks')"),
+    (allocate, {"num_blocks": 1, "num_kv_heads": 1, "head_dim": 80}, ValueError,
+     "head_dim of 64, 128 or 256, got 80 (argument 'head_dim')"),
+    (allocate, {"num_blocks": 1, "num_kv_heads": 1, "head_dim": 64, "block_size": 16}, ValueError,
+     "block_size of 64, got 16 (argument 'block_size')"),
+    (merge, {"o1": torch.zeros(3, 128)}, ValueError,
+     "o1 of shape [T, H, D], got [3, 128] (argument 'o1')"),
+    (merge, {"lse2": torch.zeros(3, 2)}, ValueError,
+     "lse2 of shape [2, 3], got [3, 2] (argument 'lse2')"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "arguments", "kind", "message"), CASES)
+def test_message(
+    call: Callable[..., Any], arguments: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=r"^wlib\S+ expected " + re.escape(message) + "$"):
+        call(**arguments)
+
+
+def test_a_refused_append_writes_nothing() -> None:
+    kv = wlib.Int4KVCache.allocate(1, 2, 64)
+    with pytest.raises(ValueError, match="slot_mapping"):
+        kv.append(torch.ones(2, 2, 64), torch.ones(2, 2, 64), torch.tensor([0, 64]))
+    assert not kv.k.any()
+    assert not kv.k_scale.any()
