@@ -10,7 +10,7 @@ import pytest
 
 from wlib._load import text
 
-SETS = ("baseline", "avx2", "avx512")  # each includes those before it
+SETS = ("baseline", "avx2", "avx512", "avx512vnni")  # each includes those before it
 
 
 def run(isa: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,9 @@
 #include "torch/empty.h"
 
 namespace wlib::int4fp8 {
+namespace avx512vnni {
+extern const CpuKernels kKernels;
+}
 namespace avx512 {
 extern const CpuKernels kKernels;
 }
@@ -25,7 +28,8 @@ extern const CpuKernels kKernels;
 }
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels);
+  static const CpuKernels& chosen =
+      pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels, avx512vnni::kKernels);
   return chosen;
 }
 
@@ -69,12 +73,12 @@ class Epilogue {
     }
     if (p.bias) to_float(p.bias, p.bias_type, 0, p.n, bias_.data());
   }
-  // y[m, n0 ..] from sums[0], sums[stride], ...
-  void store(int64_t m, int64_t n0, int64_t count, const float* sums, int64_t stride) const {
+  // y[m, n0 ..] from sums[count]
+  void store(int64_t m, int64_t n0, int64_t count, const float* sums) const {
     with_type(p_.out_type, [&]<class T>(T*) {
       T* y = static_cast<T*>(p_.y) + m * p_.n + n0;
       for (int64_t i = 0; i < count; ++i)
-        y[i] = sums[i * stride] * (p_.x_scale[m] * channel_[n0 + i]) + bias_[n0 + i];
+        y[i] = sums[i] * (p_.x_scale[m] * channel_[n0 + i]) + bias_[n0 + i];
     });
   }
 
@@ -86,21 +90,21 @@ class Epilogue {
 void gemm_on_codes(const GemmParams& p, const Weight& w) {
   const CpuKernels& kernels = cpu_kernels();
   const Epilogue epilogue(p, w);
-  const int64_t columns = w.k_tiles * int4::kTileColumns;
-  std::vector<float> values(p.m * columns), step_sums(p.m * w.k_tiles * 4);
+  std::vector<TileActivations> x(p.m * w.k_tiles);
+  std::vector<float> starts(p.m);
   for (int64_t m = 0; m < p.m; ++m) {
-    kernels.gather_activations(p.x + m * p.x_stride, p.k, w.k_tiles, &values[m * columns],
-                               &step_sums[m * w.k_tiles * 4]);
+    starts[m] = kernels.gather_activations(p.x + m * p.x_stride, p.k, w.k_tiles, w.layout,
+                                           &x[m * w.k_tiles]);
   }
-  const int64_t grain = 1 + kGrainWeights / (1 + columns * int4::kTileRows);
+  const int64_t grain = 1 + kGrainWeights / (1 + w.k_tiles * int4::kTileColumns * int4::kTileRows);
   torch::stable::parallel_for(0, w.row_blocks, grain, [&](int64_t begin, int64_t end) {
     std::vector<float> sums(int4::kTileRows * p.m);
     for (int64_t block = begin; block < end; ++block) {
-      kernels.multiply_block(w.block(p, block), w.k_tiles, w.layout, values.data(),
-                             step_sums.data(), p.m, sums.data());
+      kernels.multiply_block(w.block(p, block), w.k_tiles, w.layout, x.data(), starts.data(), p.m,
+                             sums.data());
       const int64_t first = block * int4::kTileRows,
                     rows = std::min<int64_t>(p.n - first, int4::kTileRows);
-      for (int64_t m = 0; m < p.m; ++m) epilogue.store(m, first, rows, &sums[m], p.m);
+      for (int64_t m = 0; m < p.m; ++m) epilogue.store(m, first, rows, &sums[m * int4::kTileRows]);
     }
   });
 }
@@ -145,7 +149,7 @@ void gemm_dequantized(const GemmParams& p, const Weight& w, const Tensor& like) 
     Tensor sums = torch::stable::view(torch::stable::narrow(product, 0, 0, p.m * rows), shape);
     matmul(x, torch::stable::transpose(torch::stable::narrow(weight, 0, 0, rows), 0, 1), sums);
     torch::stable::parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) epilogue.store(m, n0, rows, data(sums) + m * rows, 1);
+      for (int64_t m = begin; m < end; ++m) epilogue.store(m, n0, rows, data(sums) + m * rows);
     });
   }
 }

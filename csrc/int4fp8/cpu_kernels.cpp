@@ -5,284 +5,216 @@
 #include <cstring>
 #include <type_traits>
 
-#include "wlib/numerics/odd_code.h"
+#include "int4fp8/cpu_simd.h"
 
 namespace wlib::int4fp8::WLIB_ISA {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#else
-constexpr int kLanes = 8;
-#endif
-using Floats = float __attribute__((vector_size(kLanes * 4)));
-using Ints = int32_t __attribute__((vector_size(kLanes * 4)));
-constexpr int kParts = 16 / kLanes;  // vectors that hold 8 columns of each of two steps
-
-constexpr int kRun = 64;  // the codes of rows r and r + 8 in half a tile are one run of 64 bytes
-
-// A run is four vectors of 16 lanes (or eight of 8): lane l of vector j is byte j of 32-bit word l
-// of the run, which stands for column l % 4 * 16 + l / 4 * 4 + j of the half tile.
-using Run = Floats[4][kParts];
-
-// Words of odd-coded pairs -> words of two's complement nibbles: q = m or -(m + 1) = m ^ -sign.
-Ints to_nibbles(Ints w) {
-  const Ints signs = (w >> 7 & 0x01010101) | (w & 0x01010101) << 4;
-  return ((w >> 1 & 0x07070707) | (w & 0x70707070)) ^ ((signs << 4) - signs);
-}
-template <int kNibble>
-Floats nibble_value(Ints words) {
-  if constexpr (kLanes == 16) {  // a look-up takes the low four bits of its index
-    Floats values{};
-    for (int i = 0; i < kLanes; ++i) values[i] = float(i < 8 ? i : i - 16);
-    return __builtin_shuffle(values, words >> 4 * kNibble);
-  } else {
-    return __builtin_convertvector(words << (28 - 4 * kNibble) >> 28, Floats);
-  }
-}
-
-// The codes of rows r (a) and r + 8 (b) in half a tile.
-struct Codes {
-  Run a, b;
-
-  explicit Codes(const uint8_t* bytes) {
-    for (int part = 0; part < kParts; ++part) {
-      Ints words;
-      std::memcpy(&words, bytes + part * sizeof words, sizeof words);
-      words = to_nibbles(words);
-      a[0][part] = nibble_value<0>(words), b[0][part] = nibble_value<1>(words);
-      a[1][part] = nibble_value<2>(words), b[1][part] = nibble_value<3>(words);
-      a[2][part] = nibble_value<4>(words), b[2][part] = nibble_value<5>(words);
-      a[3][part] = nibble_value<6>(words), b[3][part] = nibble_value<7>(words);
-    }
-  }
-};
-
-Floats load_floats(const float* x) {
-  Floats value;
-  std::memcpy(&value, x, sizeof value);
-  return value;
-}
-// Lane i of the result is lane i + kShift of v.
-template <int kShift>
-Floats rotate(Floats v) {
-  Ints lanes{};
-  for (int i = 0; i < kLanes; ++i) lanes[i] = (i + kShift) % kLanes;
-  return __builtin_shuffle(v, lanes);
-}
-float add_lanes(const Floats (&v)[kParts]) {
-  Floats sum = v[0];
-  if constexpr (kParts == 2) sum += v[kParts - 1];
-  if constexpr (kLanes == 16) sum += rotate<8>(sum);
-  sum += rotate<4>(sum);
-  sum += rotate<2>(sum);
-  sum += rotate<1>(sum);
-  return sum[0];
-}
-
-// In each group of four lanes: lanes k0, k1 of x, then lanes k2, k3 of y.
-template <int k0, int k1, int k2, int k3>
-Floats pick(Floats x, Floats y) {
-  Ints lanes{};
-  for (int i = 0; i < kLanes; i += 4) {
-    lanes[i] = i + k0, lanes[i + 1] = i + k1;
-    lanes[i + 2] = kLanes + i + k2, lanes[i + 3] = kLanes + i + k3;
-  }
-  return __builtin_shuffle(x, y, lanes);
-}
-// Between a run and its columns in order: vector v of part p then is columns 16 v + p * kLanes and
-// on. The same function serves both ways.
-void transpose(Run& run) {
-  for (int part = 0; part < kParts; ++part) {
-    const Floats low[2] = {pick<0, 1, 0, 1>(run[0][part], run[1][part]),
-                           pick<0, 1, 0, 1>(run[2][part], run[3][part])};
-    const Floats high[2] = {pick<2, 3, 2, 3>(run[0][part], run[1][part]),
-                            pick<2, 3, 2, 3>(run[2][part], run[3][part])};
-    run[0][part] = pick<0, 2, 0, 2>(low[0], low[1]);
-    run[1][part] = pick<1, 3, 1, 3>(low[0], low[1]);
-    run[2][part] = pick<0, 2, 0, 2>(high[0], high[1]);
-    run[3][part] = pick<1, 3, 1, 3>(high[0], high[1]);
-  }
-}
-
-// Scale and zero point of a row for each of a tile's four steps.
-struct RowScales {
-  float scale[4], zero[4];
-};
-template <int kGroups>
-RowScales load_scales(const uint8_t* tile, int4::Layout layout, int row) {
-  RowScales s{};
-  constexpr int kSteps = 4 / kGroups;  // that share a group
-  for (int group = 0; group < kGroups; ++group) {
-    const int at = group * int4::kTileRows + int4::scale_index(row);
-    uint16_t bits;
-    std::memcpy(&bits, tile + int4::kCodeBytes + at * 2, 2);
-    float zero = 0;
-    if (layout.zero_points) std::memcpy(&zero, tile + layout.zeros_offset() + at * 4, 4);
-    for (int step = group * kSteps; step < (group + 1) * kSteps; ++step) {
-      s.scale[step] = std::bit_cast<float>(uint32_t(bits) << 16);
-      s.zero[step] = zero;
-    }
-  }
-  return s;
-}
-// Of half a tile's two steps, where a run has their columns.
-template <int kGroups>
-Floats run_scale(const RowScales& row, int half) {
-  const Floats first = Floats{} + row.scale[half * 2];
-  if constexpr (kGroups < 4) return first;  // both share a group
-  Ints in_second{};
-  for (int i = 0; i < kLanes; ++i) in_second[i] = -(i % 4 / 2);
-  return in_second ? Floats{} + row.scale[half * 2 + 1] : first;
-}
-const uint8_t* run_of(const uint8_t* tile, int half, int row) {  // row is the first of its pair
-  return tile + half * 2048 + (row / 16 * 32 + row % 8 * 4) * 16;
+constexpr int kRows = int4::kTileRows, kPairs = kRows / 2;
+constexpr int first_row(int pair) {
+  return pair / 8 * 16 + pair % 8;
+}  // the second is 8 further on
+const uint8_t* run_of(const uint8_t* tile, int half, int pair) {
+  return tile + (half * kPairs + pair) * kRun;
 }
 
 void expand(const uint8_t* codes, int64_t count, float* values) {
   for (int64_t i = 0; i < count; ++i) values[i] = kE4M3Table[codes[i]];
 }
 
-void gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
-                        float* step_sums) {
-  for (int64_t first = 0; first < k_tiles * int4::kTileColumns; first += kRun) {
-    float columns[kRun] = {};  // k is a multiple of 32: a step is whole or padding
-    if (first < k) expand(x + first, k - first < kRun ? k - first : kRun, columns);
-    Run run;
-    std::memcpy(run, columns, sizeof run);
-    for (int step = 0; step < 2; ++step) {
-      Floats sum[kParts];
-      for (int part = 0; part < kParts; ++part)
-        sum[part] = run[step * 2][part] + run[step * 2 + 1][part];
-      step_sums[first / kStep + step] = add_lanes(sum);
-    }
-    transpose(run);
-    std::memcpy(values + first, run, sizeof run);
-  }
-}
-
-// The running sums of one token for rows r and r + 8; lanes are added up at the end.
-struct PairSum {
-  Floats a[kParts], b[kParts];
-  float zero_a, zero_b;
-};
-
-void multiply_run(const Codes& codes, const float* x, Floats scale_a, Floats scale_b,
-                  PairSum& sum) {
-  for (int part = 0; part < kParts; ++part) {
-    Floats a{}, b{};
-    for (int j = 0; j < 4; ++j) {
-      const Floats value = load_floats(x + (j * kParts + part) * kLanes);
-      a += value * codes.a[j][part];
-      b += value * codes.b[j][part];
-    }
-    sum.a[part] += a * scale_a;
-    sum.b[part] += b * scale_b;
-  }
-}
-
-// One pair of rows of one tile, for tokens whose activations are `stride` floats apart.
+// Scales and zero points of a tile by group, row of a pair and pair.
 template <int kGroups>
-void multiply_pair(const uint8_t* tile, int4::Layout layout, int row, const float* values,
-                   const float* step_sums, int64_t stride, int64_t m, PairSum* sums) {
-  const RowScales scales[2] = {load_scales<kGroups>(tile, layout, row),
-                               load_scales<kGroups>(tile, layout, row + 8)};
-  for (int half = 0; half < 2; ++half) {
-    const Codes codes(run_of(tile, half, row));
-    const Floats scale_a = run_scale<kGroups>(scales[0], half),
-                 scale_b = run_scale<kGroups>(scales[1], half);
-    for (int64_t token = 0; token < m; ++token)
-      multiply_run(codes, values + token * stride + half * kRun, scale_a, scale_b, sums[token]);
-  }
-  if (!layout.zero_points) return;
-  for (int64_t token = 0; token < m; ++token) {
-    const float* x_sum = step_sums + token * stride / kStep;
-    for (int step = 0; step < 4; ++step) {
-      sums[token].zero_a += scales[0].scale[step] * (scales[0].zero[step] * x_sum[step]);
-      sums[token].zero_b += scales[1].scale[step] * (scales[1].zero[step] * x_sum[step]);
+struct TileScales {
+  float scale[kGroups][2][kPairs], zero[kGroups][2][kPairs];
+
+  TileScales(const uint8_t* tile, int4::Layout layout) {
+    for (int group = 0; group < kGroups; ++group) {
+      for (int pair = 0; pair < kPairs; ++pair) {
+        uint32_t both;
+        std::memcpy(&both, tile + layout.scales_offset() + (group * kPairs + pair) * 4, 4);
+        scale[group][0][pair] = std::bit_cast<float>(both << 16);
+        scale[group][1][pair] = std::bit_cast<float>(both & 0xffff0000u);
+      }
+      if (!layout.zero_points) continue;
+      for (int pair = 0; pair < kPairs; ++pair) {
+        float both[2];
+        std::memcpy(both, tile + layout.zeros_offset() + (group * kPairs + pair) * 8, 8);
+        zero[group][0][pair] = both[0], zero[group][1][pair] = both[1];
+      }
     }
+  }
+};
+// The value of a group of each column of a part of a tile, where a run has its columns.
+template <int kGroups>
+Floats by_lane(const float (&values)[kGroups][2][kPairs], int part, int row, int pair) {
+  if constexpr (kGroups < 4) return broadcast(values[part][row][pair]);
+  Ints in_second{};
+  for (int i = 0; i < kLanes; ++i) in_second[i] = -(i % 4 / 2);
+  return in_second ? broadcast(values[part * 2 + 1][row][pair])
+                   : broadcast(values[part * 2][row][pair]);
+}
+
+constexpr int kDigits = 3;
+// Sums for one row are made over whole tiles if their columns share a group, else over halves.
+constexpr int parts_of(int groups) { return groups == 1 ? 1 : 2; }
+
+// Sum of x * code in lanes, exact: at most 8 products to a lane, each below 2^21.
+template <int kHalves>
+Ints multiply(const Ints (&codes)[kHalves][kParts], const int8_t (*digits)[kDigits][kRun],
+              Ints offset) {
+  Ints total = offset;
+  for (int digit = 0; digit < kDigits; ++digit) {
+    Ints sums{};
+    for (int half = 0; half < kHalves; ++half) {
+      for (int part = 0; part < kParts; ++part)
+        sums = dot(sums, codes[half][part], load<Ints>(digits[half][digit] + part * sizeof(Ints)));
+    }
+    total = widen(total, sums, 1 << 7 * digit);
+  }
+  return total;
+}
+// Three digits of the magnitudes of a word's four codes: significand << max(exponent, 1) - 1, 18
+// bits.
+void to_digits(Ints codes, Ints (&digits)[kDigits]) {
+  for (int byte = 0; byte < 4; ++byte) {
+    const Ints code = codes >> 8 * byte & 0x7f, normal = code > 7;
+    const Ints magnitude = ((code & 7) | (normal & 8)) << ((code >> 3) + normal);
+    for (int digit = 0; digit < kDigits; ++digit)
+      digits[digit] |= (magnitude >> 7 * digit & 127) << 8 * byte;
   }
 }
 
-constexpr int kPairs = int4::kTileRows / 2;
-constexpr int first_row(int pair) { return pair / 8 * 16 + pair % 8; }
-constexpr int64_t kChunk =
-    4;  // tiles that stay in the first-level cache while all pairs take theirs
-
-void prefetch(const uint8_t* bytes, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(bytes + i);
+void gather_run(const uint8_t* x, int64_t count, int8_t (*digits)[kRun], Bytes& nan) {
+  Ints codes[kParts] = {};
+  if (count >= kRun)
+    std::memcpy(codes, x, kRun);
+  else if (count > 0)  // k is a multiple of 32
+    std::memcpy(codes, x, kRun / 2);
+  transpose(codes);
+  for (int part = 0; part < kParts; ++part) {
+    const Bytes code = Bytes(codes[part]), negative = code < 0;
+    nan |= (code & 127) == 127;
+    Ints magnitudes[kDigits] = {};
+    to_digits(codes[part], magnitudes);
+    for (int digit = 0; digit < kDigits; ++digit) {
+      const Bytes value = (Bytes(magnitudes[digit]) ^ negative) - negative;
+      std::memcpy(digits[digit] + part * sizeof value, &value, sizeof value);
+    }
+  }
+}
+template <int kParts_>
+void store_offsets(TileActivations& tile) {
+  constexpr int kHalves = 2 / kParts_;
+  Ints eights[kHalves][kParts];
+  for (auto& half : eights) std::fill_n(half, kParts, Ints{} + 0x08080808);
+  for (int part = 0; part < kParts_; ++part) {
+    const Ints offset = -multiply<kHalves>(eights, tile.digits + part, Ints{});
+    std::memcpy(tile.offsets[part], &offset, sizeof offset);
+  }
+}
+float gather_activations(const uint8_t* x, int64_t k, int64_t k_tiles, int4::Layout layout,
+                         TileActivations* tiles) {
+  Bytes nan{};
+  for (int64_t tile = 0; tile < k_tiles; ++tile) {
+    for (int half = 0; half < 2; ++half) {
+      const int64_t first = tile * int4::kTileColumns + half * kRun;
+      gather_run(x + first, k - first, tiles[tile].digits[half], nan);
+    }
+    layout.groups_per_tile == 1 ? store_offsets<1>(tiles[tile]) : store_offsets<2>(tiles[tile]);
+  }
+  for (int i = 0; i < 4 * kLanes; ++i)
+    if (nan[i]) return __builtin_nanf("");
+  return 0;
 }
 
 // The whole block for as many tokens as have their running sums in the first-level cache.
-template <int kTokens, int kGroups>
+template <int kTokens, int kGroups, bool kZeros>
 void multiply_tokens(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
-                     const float* values, const float* step_sums, int64_t m, float* out,
-                     int64_t out_stride) {
-  const int64_t stride = k_tiles * int4::kTileColumns, bytes = layout.tile_bytes();
-  PairSum sums[kPairs][kTokens];
-  for (auto& pair : sums) std::fill_n(pair, m, PairSum{});
-  prefetch(block, std::min(kChunk, k_tiles) * bytes);
-  for (int64_t first = 0; first < k_tiles; first += kChunk) {
-    const int64_t end = std::min(first + kChunk, k_tiles);
-    prefetch(block + end * bytes, (std::min(end + kChunk, k_tiles) - end) * bytes);
+                     const TileActivations* x, const float* starts, int64_t m, float* out) {
+  constexpr int kTileParts = parts_of(kGroups), kHalves = 2 / kTileParts;
+  if constexpr (kTokens == 1) m = 1;
+  Floats sums[kRows][kTokens];
+  for (auto& row : sums) {
+    for (int64_t token = 0; token < m; ++token) row[token] = broadcast(starts[token]);
+  }
+  for (int64_t t = 0; t < k_tiles; ++t) {
+    const uint8_t* tile = block + t * layout.tile_bytes();
+    const TileScales<kGroups> scales(tile, layout);
     for (int pair = 0; pair < kPairs; ++pair) {
-      PairSum running[kTokens];
-      std::copy_n(sums[pair], m, running);
-      for (int64_t tile = first; tile < end; ++tile) {
-        multiply_pair<kGroups>(block + tile * bytes, layout, first_row(pair),
-                               values + tile * int4::kTileColumns, step_sums + tile * 4, stride, m,
-                               running);
+      auto* pair_sums = &sums[first_row(pair)];
+      for (int tile_part = 0; tile_part < kTileParts; ++tile_part) {
+        Ints codes[2][kHalves][kParts];
+        for (int half = 0; half < kHalves; ++half) {
+          const uint8_t* run = run_of(tile, tile_part + half, pair);
+          for (int part = 0; part < kParts; ++part) {
+            const CodePair both = unpack(load<Ints>(run + part * sizeof(Ints)));
+            codes[0][half][part] = both.a, codes[1][half][part] = both.b;
+          }
+        }
+        for (int row = 0; row < 2; ++row) {
+          const Floats scale = by_lane<kGroups>(scales.scale, tile_part, row, pair);
+          Floats zero{};
+          if constexpr (kZeros) zero = by_lane<kGroups>(scales.zero, tile_part, row, pair) * 0.125f;
+          for (int64_t token = 0; token < m; ++token) {
+            const TileActivations& a = x[token * k_tiles + t];
+            const Ints offset = load<Ints>(a.offsets[tile_part]);
+            Floats value = __builtin_convertvector(
+                multiply<kHalves>(codes[row], a.digits + tile_part, offset), Floats);
+            if constexpr (kZeros) value += zero * __builtin_convertvector(offset, Floats);
+            pair_sums[8 * row][token] += value * scale;
+          }
+        }
       }
-      std::copy_n(running, m, sums[pair]);
     }
   }
-  for (int pair = 0; pair < kPairs; ++pair) {
-    float* rows = out + first_row(pair) * out_stride;
-    for (int64_t token = 0; token < m; ++token) {
-      rows[token] = add_lanes(sums[pair][token].a) - sums[pair][token].zero_a;
-      rows[8 * out_stride + token] = add_lanes(sums[pair][token].b) - sums[pair][token].zero_b;
+  for (int64_t token = 0; token < m; ++token) {
+    for (int row = 0; row < kRows; row += kLanes) {
+      const Floats result = add_lanes(&sums[row][token], kTokens) * 0x1p-9f;
+      std::memcpy(out + token * kRows + row, &result, sizeof result);
     }
   }
 }
 
-template <int kGroups>
+template <int kGroups, bool kZeros>
 void multiply_groups(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
-                     const float* values, const float* step_sums, int64_t m, float* out) {
+                     const TileActivations* x, const float* starts, int64_t m, float* out) {
   constexpr int64_t kTokens = 8;
-  if (m == 1) {
-    return multiply_tokens<1, kGroups>(block, k_tiles, layout, values, step_sums, 1, out, 1);
-  }
+  if (m == 1) return multiply_tokens<1, kGroups, kZeros>(block, k_tiles, layout, x, starts, 1, out);
   for (int64_t first = 0; first < m; first += kTokens) {
-    const int64_t count = m - first < kTokens ? m - first : kTokens;
-    multiply_tokens<kTokens, kGroups>(block, k_tiles, layout,
-                                      values + first * k_tiles * int4::kTileColumns,
-                                      step_sums + first * k_tiles * 4, count, out + first, m);
+    multiply_tokens<kTokens, kGroups, kZeros>(block, k_tiles, layout, x + first * k_tiles,
+                                              starts + first, std::min(m - first, kTokens),
+                                              out + first * kRows);
   }
 }
 
 template <int kGroups>
 void dequantize_groups(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
                        int64_t k, float* out) {
-  const auto store = [&](Run& codes, const RowScales& s, int64_t column, int row) {
-    const int half = column / kRun % 2;
+  const auto store = [&](Ints(&codes)[kParts], const TileScales<kGroups>& s, int64_t first,
+                         int pair, int row) {
     transpose(codes);
-    for (int v = 0; v < 4; ++v) {  // 16 columns each; k is a multiple of 32
-      if (column + v * 16 >= k) break;
-      const int step = half * 2 + v / 2;
-      for (Floats& q : codes[v]) q = s.scale[step] * (q - s.zero[step]);
-      std::memcpy(out + row * k + column + v * 16, codes[v], sizeof codes[v]);
+    uint8_t bytes[kRun];
+    std::memcpy(bytes, codes, sizeof bytes);
+    for (int step = 0; step < 2 && first + step * 32 < k; ++step) {  // k is a multiple of 32
+      const int group = (first / kRun % 2 * 2 + step) * kGroups / 4;
+      const float scale = s.scale[group][row][pair],
+                  zero = layout.zero_points ? s.zero[group][row][pair] : 0;
+      float* y = out + (first_row(pair) + row * 8) * k + first + step * 32;
+      for (int i = 0; i < 32; ++i) y[i] = scale * (float(bytes[step * 32 + i] - 8) - zero);
     }
   };
   for (int64_t tile = 0; tile < k_tiles; ++tile, block += layout.tile_bytes()) {
+    const TileScales<kGroups> scales(block, layout);
     for (int pair = 0; pair < kPairs && first_row(pair) < rows; ++pair) {
-      const int row = first_row(pair);
-      const RowScales a = load_scales<kGroups>(block, layout, row),
-                      b = load_scales<kGroups>(block, layout, row + 8);
       for (int half = 0; half < 2; ++half) {
-        const int64_t column = tile * int4::kTileColumns + half * kRun;
-        Codes codes(run_of(block, half, row));
-        store(codes.a, a, column, row);
-        if (row + 8 < rows) store(codes.b, b, column, row + 8);
+        Ints a[kParts], b[kParts];
+        for (int part = 0; part < kParts; ++part) {
+          const CodePair both = unpack(load<Ints>(run_of(block, half, pair) + part * sizeof(Ints)));
+          a[part] = both.a, b[part] = both.b;
+        }
+        const int64_t first = tile * int4::kTileColumns + half * kRun;
+        store(a, scales, first, pair, 0);
+        if (first_row(pair) + 8 < rows) store(b, scales, first, pair, 1);
       }
     }
   }
@@ -297,10 +229,13 @@ void with_groups(int4::Layout layout, F f) {
     default: return f(std::integral_constant<int, 4>{});
   }
 }
-void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, const float* values,
-                    const float* step_sums, int64_t m, float* out) {
+void multiply_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
+                    const TileActivations* x, const float* starts, int64_t m, float* out) {
   with_groups(layout, [&](auto groups) {
-    multiply_groups<groups()>(block, k_tiles, layout, values, step_sums, m, out);
+    if (layout.zero_points)
+      multiply_groups<groups(), true>(block, k_tiles, layout, x, starts, m, out);
+    else
+      multiply_groups<groups(), false>(block, k_tiles, layout, x, starts, m, out);
   });
 }
 void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,

@@ -9,23 +9,28 @@
 
 namespace wlib::int4fp8 {
 
-constexpr int kStep = 32;  // columns that always share a scale: one k step of the tensor core
-
 inline constexpr auto kE4M3Table = [] {
   std::array<float, 256> table{};
   for (int i = 0; i < 256; ++i) table[i] = e4m3_to_float(uint8_t(i));
   return table;
 }();
 
+// A token's activations for one tile: integers 2^9 * x in three digits to the base 128, in the
+// order in which a tile stores its codes, half by half.
+struct alignas(64) TileActivations {
+  int8_t digits[2][3][64];
+  int32_t offsets[2][16];  // -8 * x, summed as codes times digits are: products are with code + 8
+};
+
 struct CpuKernels {
   const char* isa;
-  // x[k] E4M3 -> values[k_tiles * 128] in the order in which a tile stores its codes, and the sum
-  // of each step's 32 columns.
-  void (*gather_activations)(const uint8_t* x, int64_t k, int64_t k_tiles, float* values,
-                             float* step_sums);
-  // out[64, m] = scale * sum(x * (code - zero)), from gathered activations [m, k_tiles * 128].
+  // x[k] E4M3 -> tiles[k_tiles]; what sums over x start from: NaN if x has one, otherwise 0.
+  float (*gather_activations)(const uint8_t* x, int64_t k, int64_t k_tiles, int4::Layout layout,
+                              TileActivations* tiles);
+  // out[m, 64] = scale * sum(x * (code - zero)), from gathered activations [m, k_tiles] and starts
+  // [m].
   void (*multiply_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout,
-                         const float* values, const float* step_sums, int64_t m, float* out);
+                         const TileActivations* x, const float* starts, int64_t m, float* out);
   // out[rows, k] = scale * (code - zero)
   void (*dequantize_block)(const uint8_t* block, int64_t k_tiles, int4::Layout layout, int rows,
                            int64_t k, float* out);

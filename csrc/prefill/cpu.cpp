@@ -14,6 +14,9 @@
 #include "wlib/numerics/e4m3.h"
 
 namespace wlib::prefill {
+namespace avx512vnni {
+extern const CpuKernels kKernels;
+}
 namespace avx512 {
 extern const CpuKernels kKernels;
 }
@@ -25,7 +28,8 @@ extern const CpuKernels kKernels;
 }
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen = pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels);
+  static const CpuKernels& chosen =
+      pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels, avx512vnni::kKernels);
   return chosen;
 }
 
