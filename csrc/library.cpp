@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "atoms/rebuild.h"
 #include "int4fp8/cpu.h"
 #include "int4fp8/cpu_kernels.h"
 #include "int4fp8/cuda.h"
@@ -35,6 +36,13 @@ STABLE_TORCH_LIBRARY(wlib, m) {
       "v_new_scale=None, Tensor? key_mean=None, Tensor? sinks=None, float softmax_scale, bool "
       "causal=True, int window_left=-1, int window_right=-1, float softcap=0.0, int num_splits=0, "
       "ScalarType? out_dtype=None) -> (Tensor, Tensor)");
+  // Weights from few numbers.
+  m.def(
+      "rebuild(Tensor[] w0, Tensor[] operands, int[] forms, float[] scales, *, ScalarType? "
+      "out_dtype=None, int? seed=None) -> Tensor[]");
+  m.def(
+      "rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, float[] scales, *, int? seed=None, "
+      "Tensor(a!)[] out) -> ()");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -45,6 +53,8 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("append_kv_int4", TORCH_BOX(&wlib::prefill::append_kv));
   m.impl("quantize_q_fp8", TORCH_BOX(&wlib::prefill::quantize_queries));
   m.impl("attention_prefill", TORCH_BOX(&wlib::prefill::attention));
+  m.impl("rebuild", TORCH_BOX(&wlib::atoms::rebuild));
+  m.impl("rebuild.out", TORCH_BOX(&wlib::atoms::rebuild_out));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -88,4 +98,7 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_quantize_q_fp
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_attention_prefill_rows() {
   return "cpu: 64 rows by 64 keys, float32\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_rebuild_rows() {
+  return "cpu, any form: one row of the weight at a time\n";
 }

@@ -37,6 +37,14 @@ SCHEMAS = {
 }
 
 
+SCHEMAS |= {
+    "rebuild.default": "wlib::rebuild(Tensor[] w0, Tensor[] operands, int[] forms, "
+    "float[] scales, *, ScalarType? out_dtype=None, int? seed=None) -> Tensor[]",
+    "rebuild.out": "wlib::rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, "
+    "float[] scales, *, int? seed=None, Tensor(a!)[] out) -> ()",
+}
+
+
 def overload(name: str) -> torch._ops.OpOverload:
     packet, overload_name = name.split(".")
     return getattr(getattr(OPS, packet), overload_name)
@@ -91,7 +99,35 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         + [("fp8_group_sums.default", call, {}) for call in sums]
         + [("int4fp8_gemm.default", *call) for call in gemm]
         + [("int4fp8_gemm.out", *call) for call in out]
+        + rebuild_samples()
     )
+
+
+def rebuild_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Every form in one call, with and without bases, gradients and mixed dtypes."""
+
+    def operands(**options: Any) -> list[Tensor]:
+        shapes = [(6, 2), (2, 8), (6, 3), (3, 8), (6, 1), (1, 8), (2, 4), (3, 2), (3, 2, 2)]
+        return [torch.randn(shape, **options) for shape in shapes]
+
+    bases = [
+        torch.randn(6, 2, 4),
+        torch.randn(6, 8).bfloat16(),
+        torch.randn(6, 8),
+        torch.randn(6, 8),
+    ]
+    forms, scales = [0, 1, 2, 3], [1.0, 0.5, -2.0, 0.25]
+    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ("rebuild.default", (bases, operands(requires_grad=True), forms, scales), {}),
+        ("rebuild.default", ([], operands()[:8], forms[:3], scales[:3]), {}),
+        ("rebuild.default", (bases, operands(dtype=torch.float16), forms, scales),
+         {"out_dtype": torch.bfloat16, "seed": 3}),
+        ("rebuild.default", ([], [torch.randn(0, 2), torch.randn(2, 5)], [0], [1.0]), {}),
+        ("rebuild.default", ([], [torch.randn(4, 0), torch.randn(0, 5)], [0], [1.0]), {}),
+        ("rebuild.out", (bases, operands(), forms, scales),
+         {"out": [torch.empty(base.shape, dtype=torch.float16) for base in bases]}),
+    ]  # fmt: skip
+    return calls
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -122,14 +158,15 @@ def test_an_op_writes_and_returns_what_its_schema_says(
     name: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     values = [*arguments, *(v for k, v in options.items() if k != "out")]
-    tensors = [value for value in values if isinstance(value, Tensor)]
+    leaves = torch.utils._pytree.tree_leaves(values)
+    tensors = [value.detach() for value in leaves if isinstance(value, Tensor)]
     before = [(t.flatten().view(torch.uint8).clone(), t._version) for t in tensors]
     result = overload(name)(*arguments, **options)
     for tensor, (bytes_, version) in zip(tensors, before, strict=True):
         assert torch.equal(tensor.flatten().view(torch.uint8), bytes_)
         assert tensor._version == version
     storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
-    for output in result if isinstance(result, tuple) else (result,):
+    for output in result if isinstance(result, tuple | list) else (result,):
         assert output is None or output.untyped_storage().data_ptr() not in storages
 
 
@@ -138,7 +175,7 @@ def test_fake_gives_the_metadata_of_the_real_call(
     name: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
     def metadata(result: Any) -> list[tuple[Any, ...]]:
-        tensors = result if isinstance(result, tuple) else (result,)
+        tensors = result if isinstance(result, tuple | list) else (result,)
         return [] if result is None else [(t.shape, t.dtype, t.stride(), t.device) for t in tensors]
 
     real = overload(name)(*arguments, **options)

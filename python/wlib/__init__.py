@@ -1,6 +1,6 @@
 """wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
 
-from . import _ops, nn, quant
+from . import _ops, _ops_rebuild, nn, quant, rebuild
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
 from .prefill import (
@@ -10,6 +10,7 @@ from .prefill import (
     quantize_kv_int4,
     quantize_q_fp8,
 )
+from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,10 @@ __all__ = [
     "quant",
     "quantize_kv_int4",
     "quantize_q_fp8",
+    "rebuild",
+    "tucker_merge",
+    "tucker_merge_many",
+    "tucker_reconstruct",
 ]
 
-del _ops  # imported for its effect: it registers the ops and their fake kernels
+del _ops, _ops_rebuild  # imported for their effect: they register the ops and their fake kernels

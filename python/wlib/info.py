@@ -65,6 +65,7 @@ def info() -> Info:
             "append_kv_int4": _rows("wlib_append_kv_int4_rows"),
             "quantize_q_fp8": _rows("wlib_quantize_q_fp8_rows"),
             "attention_prefill": _rows("wlib_attention_prefill_rows"),
+            "rebuild": _rows("wlib_rebuild_rows"),
         },
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from .int4fp8 import fp8_quantize, int4fp8_gemm
 from .reference import exact
 from .reference import int4fp8 as reference
+from .reference import rebuild as rebuilt
 
 _SIZES_M = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
 _SIZES_N = (1, 63, 64, 65, 130, 384)
@@ -40,6 +41,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
     checks: dict[str, Callable[[torch.Generator, str], str]] = {
         "int4fp8_gemm": _check_gemm,
         "fp8_quantize": _check_quantize,
+        "rebuild": _check_rebuild,
     }
     done = dict.fromkeys(checks, 0)
     next_report = time.monotonic() + _REPORT_SECONDS
@@ -104,6 +106,32 @@ def _check_quantize(generator: torch.Generator, device: str) -> str:
     return _difference(got_scale.cpu(), scale, f"scale, {where}") or _difference(
         got_codes.cpu().view(torch.uint8), codes.view(torch.uint8), f"codes, {where}"
     )
+
+
+def _check_rebuild(generator: torch.Generator, device: str) -> str:
+    """Layers of every form in one call: integers, whose sums are exact in float32."""
+    n, k, r = 12 * _draw((1, 2, 7, 11, 22), generator), 12 * _draw((1, 5, 16, 25), generator), 6
+
+    def integers(*shape: int) -> Tensor:
+        return torch.randint(-2, 3, shape, generator=generator).float()
+
+    a1, b1, a2, b2 = integers(n, r), integers(r, k), integers(n, 2), integers(2, k)
+    left, right, blocks = integers(n // 3, k // 4), integers(3, 4), integers(n // r, r, r)
+    w0, dtype = integers(n, k), _draw_dtype(generator)
+    operands = [a1, b1, a1, b1, a2, b2, left, right, blocks]
+    layers = ([w0.to(device)] * 4, [x.to(device) for x in operands], [0, 1, 2, 3], [0.5] * 4)
+    expected = (
+        rebuilt.low_rank(w0, a1, b1, 0.5),
+        rebuilt.hadamard(w0, a1, b1, a2, b2, 0.5),
+        rebuilt.kron(w0, left, right, 0.5),
+        rebuilt.block_affine(w0, blocks, 0.5),
+    )
+    got = torch.ops.wlib.rebuild(*layers, out_dtype=dtype)
+    faults = (
+        _difference(y.cpu(), exact.value.to(dtype), f"form={form}, n={n}, k={k}, {dtype}")
+        for form, (y, exact) in enumerate(zip(got, expected, strict=True))
+    )
+    return next(filter(None, faults), "")
 
 
 def _draw_dtype(generator: torch.Generator) -> torch.dtype:

@@ -7,7 +7,7 @@
 
 namespace wlib {
 
-enum class FloatType : int { kFloat32, kBFloat16, kFloat16 };
+enum class FloatType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 namespace int4fp8 {
 
