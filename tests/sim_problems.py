@@ -108,6 +108,14 @@ class Problem:
         weights = odd / 2 * np.abs(self._per_column(self.scale))
         return self._finish(np.abs(E4M3[self.x]) @ weights.T)
 
+    def x_sums(self) -> npt.NDArray[np.float32]:
+        """Sums of x over each group of a k tile, token after token; nobody may read the padding."""
+        m, _, k, group_size, _ = self.shape
+        columns = min(group_size, 128, k)
+        sums = np.full((-(-k // columns), -(-m // 4) * 4), np.nan, np.float32)
+        sums[:, :m] = np.add.reduceat(E4M3[self.x], np.arange(0, k, columns), axis=1).T
+        return sums
+
     def packed(self) -> npt.NDArray[np.uint8]:
         import torch
 
@@ -249,6 +257,7 @@ class CooperativeInstance(NamedTuple):
     slabs: int
     stages: int
     groups_per_tile: int
+    zero_points: bool
 
 
 COOPERATIVE_INSTANCES = [CooperativeInstance(*row) for row in probe.int4fp8_cooperative_instances()]
@@ -271,6 +280,7 @@ def cooperative(
         problem.x_scale,
         problem.bias,
         y,
+        x_sums=problem.x_sums() if instance.zero_points else None,
         ctas=ctas,
         options=probe.Options(**options),
         **instance._asdict(),

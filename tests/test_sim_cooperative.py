@@ -31,7 +31,7 @@ def draw_shape(rng: np.random.Generator, instance: CooperativeInstance, tiles: i
         k = (k // group_size + 2) * group_size
     m = int(rng.integers(1, 2 * instance.tokens + 2))
     n = int(rng.choice([1, 7, 63, 64, 65, 130, 200, 257]))
-    return Shape(m, n, k, int(rng.choice(group_sizes(instance, k))))
+    return Shape(m, n, k, int(rng.choice(group_sizes(instance, k))), bool(instance.zero_points))
 
 
 def draw_options(rng: np.random.Generator) -> dict[str, Any]:
@@ -99,13 +99,17 @@ def test_random_problems_stay_within_the_bound(seed, truncate):
     assert np.all(error <= relative * problem.magnitude())
 
 
-def test_result_does_not_depend_on_the_schedule_or_the_tile():
+@pytest.mark.parametrize(("groups", "zeros"), [(1, False), (2, True)])
+def test_result_does_not_depend_on_the_schedule_or_the_tile(groups, zeros):
     """Sums are made in the same order by every instance, so M and N do not change a row's bits."""
     rng = np.random.default_rng(7)
-    problem = random_problem(rng, Shape(70, 150, 640, 128))
-    one_group = [i for i in COOPERATIVE_INSTANCES if i.groups_per_tile == 1]
+    problem = random_problem(rng, Shape(70, 150, 640, 128 // groups, zeros))
+    same = [
+        i for i in COOPERATIVE_INSTANCES if i.groups_per_tile == groups and i.zero_points == zeros
+    ]
+    assert len(same) > 1
     results = set()
-    for seed, instance in enumerate(one_group):
+    for seed, instance in enumerate(same):
         y, findings = cooperative(problem, instance, ctas=1 + seed % 2, seed=seed)
         assert findings == []
         results.add(y.tobytes())

@@ -155,11 +155,22 @@ def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row,
     memory = rng.integers(1, 256, rows * stride).astype(np.uint8)
     x = memory.reshape(rows, stride)[:, :columns]
     out = np.full((64, 128), 255, np.uint8)
-    report = probe.tensor_load(x, column, row, out, probe.Options(seed=rows))
+    report = probe.tensor_load(x, column, row, True, out, probe.Options(seed=rows))
     assert report.findings == []
     padded = np.zeros((400, 800), np.uint8)
     padded[100 : 100 + rows, 200 : 200 + columns] = x
     np.testing.assert_array_equal(out, padded[100 + row : 164 + row, 200 + column : 328 + column])
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 32), (-1, 0), (0, 8), (9, 60)])
+def test_tensor_copy_of_floats_lies_row_after_row(row, column):
+    x = np.arange(1, 6 * 64 + 1, dtype=np.float32).reshape(6, 64)[:, :50]
+    out = np.full((64, 128), 255, np.uint8)
+    assert probe.tensor_load(x, column, row, False, out, probe.Options()).findings == []
+    padded = np.zeros((100, 200), np.float32)
+    padded[10:16, 10:60] = x
+    expected = padded[10 + row : 74 + row, 10 + column : 42 + column]
+    np.testing.assert_array_equal(out.view(np.float32), expected)
 
 
 @pytest.mark.parametrize("parity", [0, 1])

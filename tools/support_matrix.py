@@ -82,8 +82,8 @@ def simulated_kernels() -> set[str]:
     for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
         values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"
         found.add(f"int4fp8::decode_kernel<DecodeConfig<{values}>>")
-    for tokens, slabs, stages, groups in wlib_probe.int4fp8_cooperative_instances():
-        values = f"{tokens}, {slabs}, {groups}, {stages}"
+    for tokens, slabs, stages, groups, zeros in wlib_probe.int4fp8_cooperative_instances():
+        values = f"{tokens}, {slabs}, {groups}, {str(bool(zeros)).lower()}, {stages}"
         found.add(f"int4fp8::cooperative_kernel<CooperativeConfig<{values}>>")
     return found
 

@@ -37,8 +37,7 @@ inline int64_t decode_cost_in_blocks(int64_t m, int64_t n, int64_t k, int sms) {
 
 enum class LargeKernel { kCooperative1, kCooperative2, kDecode };
 
-inline LargeKernel plan_large(int64_t m, int64_t n, int64_t k, bool zero_points, int sms) {
-  if (zero_points) return LargeKernel::kDecode;
+inline LargeKernel plan_large(int64_t m, int64_t n, int64_t k, int sms) {
   const int64_t decode = decode_cost_in_blocks(m, n, k, sms);
   const int64_t one = cooperative_cost(m, n, k, 1, sms), two = cooperative_cost(m, n, k, 2, sms);
   if (two <= one && two <= decode) return LargeKernel::kCooperative2;

@@ -16,15 +16,20 @@ cudaError_t launch_config(const GemmParams& g, int sms, cudaStream_t stream) {
   return sm90::launch(cooperative_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
 }
 
+template <bool kZeros>
+cudaError_t launch_groups(const GemmParams& g, int sms, cudaStream_t stream) {
+  switch (g.groups_per_tile) {
+    case 1: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 1, kZeros>>(g, sms, stream);
+    case 2: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 2, kZeros>>(g, sms, stream);
+    default: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 4, kZeros>>(g, sms, stream);
+  }
+}
+
 }  // namespace
 
 template <>
 cudaError_t launch_cooperative<WLIB_INSTANCE>(const GemmParams& g, int sms, cudaStream_t stream) {
-  switch (g.groups_per_tile) {
-    case 1: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 1>>(g, sms, stream);
-    case 2: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 2>>(g, sms, stream);
-    default: return launch_config<CooperativeConfig<128, WLIB_INSTANCE, 4>>(g, sms, stream);
-  }
+  return g.zero_points ? launch_groups<true>(g, sms, stream) : launch_groups<false>(g, sms, stream);
 }
 
 }  // namespace wlib::int4fp8

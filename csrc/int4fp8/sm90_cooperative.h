@@ -5,7 +5,9 @@
 // tokens (wgmma's N). A producer thread streams {weight tiles, activation tile} of 128 columns
 // through a ring; two consumer warpgroups share the activations and own kSlabs slabs of 64 rows
 // each. While one warpgroup unpacks weights and applies group scales, the other one's wgmmas run.
-// The FP32 scaling of every tile's products is also the promotion that FP8 accumulators need.
+// The FP32 scaling of every tile's products is also the promotion that FP8 accumulators need. With
+// zero points, the fragments are the odd numbers 2q + 1, and the sums of x over each group take off
+// what is too much: 2 (q - z) = (2q + 1) - (1 + 2z).
 #pragma once
 
 #include "int4fp8/sm90_cooperative_config.h"
@@ -17,13 +19,11 @@
 
 namespace wlib::int4fp8 {
 
-constexpr int kStagingPitch = int4::kTileRows + 4;  // floats; the 4 spread a store over all banks
-constexpr int kStagingTokens = 64;
-
 template <class C>
 struct CooperativeSmem {
-  alignas(1024) uint8_t x[C::kStages][C::kActivationBytes];
+  alignas(1024) uint8_t x[C::kStages][C::kStage.x];
   alignas(128) uint8_t weights[C::kStages][C::kWeightTiles][C::kTileBytes];
+  alignas(128) float x_sums[C::kZeros ? C::kStages : 1][C::kGroups][C::kTokens];
   // Outputs of one warpgroup on their way from accumulators to rows of y.
   alignas(128) float staging[C::kConsumers][kStagingTokens][kStagingPitch];
   sm90::Ring<C::kStages> ring;
@@ -46,13 +46,13 @@ struct CooperativeTile {
 
 template <class C>
 WLIB_DEVICE void produce(CooperativeSmem<C>& s, const CooperativeParams& p) {
-  constexpr int4::Layout kLayout{C::kGroups, false};
+  constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
   sm90::RingCursor<C::kStages> at;
   for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
     const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);
     for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
       s.ring.wait_empty(at);
-      uint64_t& full = s.ring.expect(at, C::kStageBytes);
+      uint64_t& full = s.ring.expect(at, C::kStage.total());
       WLIB_UNROLL
       for (int w = 0; w < C::kWeightTiles; ++w) {
         // Beyond the last row block, the last one again: its outputs are not stored.
@@ -63,16 +63,45 @@ WLIB_DEVICE void produce(CooperativeSmem<C>& s, const CooperativeParams& p) {
         sm90::bulk_load(s.weights[at.stage][w], source, C::kTileBytes, full);
       }
       sm90::tensor_load_2d(s.x[at.stage], p.x, k * int4::kTileColumns, tile.first_token, full);
+      if constexpr (C::kZeros) {
+        sm90::tensor_load_2d(s.x_sums[at.stage], p.x_sums, tile.first_token, k * C::kGroups, full);
+      }
     }
   }
 }
 
-// sum += scale * (codes * x) for the 64 rows of one weight tile.
+// sum -= scale * (1 + 2z) * sum(x), in units of 2^-9, for all slabs of the warpgroup, whose tiles
+// start at `tiles`. The sums of x are read once for all of them.
+template <class C>
+WLIB_DEVICE void subtract_zero_points(const uint8_t* tiles, const float (*x_sums)[C::kTokens],
+                                      float (&sum)[C::kSlabs][C::kRegs]) {
+  const int first_column = sm90::accumulator_column(sm90::thread_in_warpgroup(), 0);
+  WLIB_NO_UNROLL  // it would keep the sums of several groups in registers
+      for (int group = 0; group < C::kGroups; ++group) {
+    float factor[C::kSlabs][2];
+    WLIB_UNROLL
+    for (int slab = 0; slab < C::kSlabs; ++slab) {
+      const RowPair<C> rows(tiles + slab * C::kTileBytes, group);
+      for (int r = 0; r < 2; ++r) factor[slab][r] = rows.scale[r] * rows.zero[r] * (-1 / 512.0f);
+    }
+    WLIB_UNROLL
+    for (int v = 0; v < C::kRegs; v += 4) {  // two neighbouring tokens of both rows
+      const float2 s = *reinterpret_cast<const float2*>(&x_sums[group][first_column + v / 4 * 8]);
+      WLIB_UNROLL
+      for (int slab = 0; slab < C::kSlabs; ++slab) {
+        WLIB_UNROLL
+        for (int i = 0; i < 4; ++i) sum[slab][v + i] += factor[slab][i / 2] * (i % 2 ? s.y : s.x);
+      }
+    }
+  }
+}
+
+// sum += scale * (fragments * x) for the 64 rows of one weight tile.
 template <class C>
 WLIB_DEVICE void multiply_slab(const uint8_t* tile, uint64_t x, float (&sum)[C::kRegs]) {
   uint32_t a[4][4];
   float products[C::kRegs];
-  load_fragments<Fragment::kCode>(tile, a);
+  load_fragments<C::kFragment>(tile, a);
   WLIB_UNROLL
   for (int group = 0; group < C::kGroups; ++group) {
     const int first = group * C::kSteps;
@@ -100,7 +129,7 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
   const bool exists = n < p.n;
   float2 channel_scale = {0, 0}, bias = {0, 0};
   if (exists) {
-    constexpr int4::Layout kLayout{C::kGroups, false};
+    constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
     const uint8_t* scales =
         p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(p.k_tiles) * C::kTileBytes;
     channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
@@ -119,7 +148,7 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
     for (int token = t / sm90::kWarpThreads; token < kStagingTokens; token += 4) {
       const int m = first_token + pass * kStagingTokens + token;
       if (m >= p.m || !exists) break;
-      const float scale = p.x_scale[m] * kCodeScale;
+      const float scale = p.x_scale[m] * C::kUnit;
       const float2 value = *reinterpret_cast<const float2*>(&staging[token][row]);
       store_pair(p, m, n, value.x * (scale * channel_scale.x) + bias.x,
                  value.y * (scale * channel_scale.y) + bias.y);
@@ -131,17 +160,18 @@ template <class C>
 WLIB_DEVICE void consume(CooperativeSmem<C>& s, const CooperativeParams& p, int consumer) {
   sm90::RingCursor<C::kStages> at;
   for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
-    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);
     float sum[C::kSlabs][C::kRegs] = {};
     for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
       s.ring.wait_full(at);
       const uint64_t x = sm90::swizzled_tile_descriptor(s.x[at.stage]);
+      const uint8_t* tiles = s.weights[at.stage][consumer * C::kSlabs];
+      if constexpr (C::kZeros) subtract_zero_points<C>(tiles, s.x_sums[at.stage], sum);
       WLIB_UNROLL
-      for (int slab = 0; slab < C::kSlabs; ++slab) {
-        multiply_slab<C>(s.weights[at.stage][consumer * C::kSlabs + slab], x, sum[slab]);
-      }
+      for (int slab = 0; slab < C::kSlabs; ++slab)
+        multiply_slab<C>(tiles + slab * C::kTileBytes, x, sum[slab]);
       s.ring.release(at);
     }
+    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);  // not sooner: registers
     WLIB_UNROLL
     for (int slab = 0; slab < C::kSlabs; ++slab) {
       const int block = tile.first_block + consumer * C::kSlabs + slab;

@@ -13,7 +13,8 @@ cudaError_t launch_large(const GemmParams& p, cudaStream_t stream) {
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return error;
-  switch (plan_large(p.m, p.n, p.k, p.zero_points, sms)) {
+  if (p.zero_points && !p.x_sums) return launch_decode<64>(p, stream);
+  switch (plan_large(p.m, p.n, p.k, sms)) {
     case LargeKernel::kCooperative1: return launch_cooperative<1>(p, sms, stream);
     case LargeKernel::kCooperative2: return launch_cooperative<2>(p, sms, stream);
     default: return launch_decode<64>(p, stream);
@@ -33,7 +34,7 @@ constexpr Row kRows[] = {
     {64, "sm90_decode, tile of 64 tokens", launch_decode<64>},
     {0,
      "the cheapest by gemm_plan.h of sm90_cooperative 128x128, sm90_cooperative 256x128 and "
-     "sm90_decode in blocks of 64 tokens; with zero points the last one",
+     "sm90_decode in blocks of 64 tokens; with zero points but no sums of x the last one",
      launch_large},
 };
 

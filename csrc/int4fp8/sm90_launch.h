@@ -33,7 +33,7 @@ cudaError_t launch_decode<32>(const GemmParams& p, cudaStream_t stream);
 template <>
 cudaError_t launch_decode<64>(const GemmParams& p, cudaStream_t stream);
 
-// Tiles of 128 * kSlabs rows x 128 tokens; no zero points.
+// Tiles of 128 * kSlabs rows x 128 tokens; zero points need x_sums.
 template <int kSlabs>
 cudaError_t launch_cooperative(const GemmParams& p, int sms, cudaStream_t stream);
 template <>

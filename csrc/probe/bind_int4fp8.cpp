@@ -47,9 +47,14 @@ sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
 
 sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
                         const Array<float>& x_scale, const std::optional<py::array>& bias,
-                        py::array y, int groups_per_tile, int tokens, int slabs, int stages,
-                        int ctas, const sim::Options& options) {
-  const auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, false);
+                        py::array y, const std::optional<Array<float>>& x_sums, int groups_per_tile,
+                        bool zero_points, int tokens, int slabs, int stages, int ctas,
+                        const sim::Options& options) {
+  auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, zero_points);
+  if (x_sums) {
+    p.x_sums = x_sums->data();
+    p.x_sums_pitch = x_sums->shape(1);
+  }
   return int4fp8::simulate_cooperative(p, {tokens, slabs, stages, ctas}, options);
 }
 
@@ -86,8 +91,9 @@ void bind_int4fp8(py::module_& m) {
   m.def("int4fp8_cooperative_instances", &int4fp8::cooperative_instances);
   m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
         py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("bias"),
-        py::arg("y"), py::kw_only(), py::arg("groups_per_tile"), py::arg("tokens"),
-        py::arg("slabs"), py::arg("stages"), py::arg("ctas"), py::arg("options"));
+        py::arg("y"), py::kw_only(), py::arg("x_sums"), py::arg("groups_per_tile"),
+        py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"), py::arg("stages"),
+        py::arg("ctas"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
         py::arg("scale").noconvert(), py::kw_only(), py::arg("options"));
   m.def("int4fp8_group_sums", &group_sums, py::arg("x").noconvert(), py::arg("sums").noconvert(),

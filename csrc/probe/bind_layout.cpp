@@ -111,8 +111,8 @@ std::pair<int, int> plan(int row_blocks, int k_tiles, int tokens,
   return {plan.split_log2, plan.clusters};
 }
 
-const char* large_plan(int64_t m, int64_t n, int64_t k, bool zero_points, int sms) {
-  switch (int4fp8::plan_large(m, n, k, zero_points, sms)) {
+const char* large_plan(int64_t m, int64_t n, int64_t k, int sms) {
+  switch (int4fp8::plan_large(m, n, k, sms)) {
     case int4fp8::LargeKernel::kCooperative1: return "cooperative 128x128";
     case int4fp8::LargeKernel::kCooperative2: return "cooperative 256x128";
     default: return "decode";

@@ -51,9 +51,10 @@ sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool 
                    static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
 }
 
-sim::Report tensor_load(const py::array_t<uint8_t>& x, int column, int row, Array<uint8_t>& out,
+sim::Report tensor_load(const py::array& x, int column, int row, bool swizzle, Array<uint8_t>& out,
                         const sim::Options& o) {
-  return run_tensor_load(x.data(), int(x.shape(0)), int(x.shape(1)), int(x.strides(0)), column, row,
+  return run_tensor_load({static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)),
+                          int(x.strides(0)), int(x.itemsize()), swizzle, column, row},
                          out.mutable_data(), o);
 }
 
@@ -77,8 +78,8 @@ void bind_primitives(py::module_& m) {
   m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
   m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
         py::arg("register_a"), py::arg("options"));
-  m.def("tensor_load", &tensor_load, py::arg("x").noconvert(), py::arg("column"), py::arg("row"),
-        py::arg("out").noconvert(), py::arg("options"));
+  m.def("tensor_load", &tensor_load, py::arg("x"), py::arg("column"), py::arg("row"),
+        py::arg("swizzle"), py::arg("out").noconvert(), py::arg("options"));
   m.def("phase_wait", &run_phase_wait, py::arg("phases"), py::arg("parity"), py::arg("options"));
   m.def("warp", &warp, py::arg("out").noconvert(), py::arg("options"));
   m.def("cluster", &cluster, py::arg("x").noconvert(), py::arg("out").noconvert(),

@@ -18,23 +18,30 @@ sim::Report run(const GemmParams& g, const CooperativeLaunch& launch, const sim:
 
 struct Instance {
   int tokens, slabs, stages, groups;
+  bool zeros;
   sim::Report (*run)(const GemmParams&, const CooperativeLaunch&, const sim::Options&);
 };
 template <class C>
-constexpr Instance instance = {C::kTokens, C::kSlabs, C::kStages, C::kGroups, run<C>};
+constexpr Instance instance = {C::kTokens, C::kSlabs, C::kStages, C::kGroups, C::kZeros, run<C>};
 
 constexpr Instance kInstances[] = {
 #ifndef WLIB_SIM_ONLY_SMALL  // which is all that mutants need
-    instance<CooperativeConfig<128, 1, 1>>,
-    instance<CooperativeConfig<128, 1, 2>>,
-    instance<CooperativeConfig<128, 1, 4>>,
-    instance<CooperativeConfig<128, 2, 1>>,
-    instance<CooperativeConfig<128, 2, 2>>,
-    instance<CooperativeConfig<128, 2, 4>>,
+    instance<CooperativeConfig<128, 1, 1, false>>,
+    instance<CooperativeConfig<128, 1, 1, true>>,
+    instance<CooperativeConfig<128, 1, 2, false>>,
+    instance<CooperativeConfig<128, 1, 2, true>>,
+    instance<CooperativeConfig<128, 1, 4, false>>,
+    instance<CooperativeConfig<128, 1, 4, true>>,
+    instance<CooperativeConfig<128, 2, 1, false>>,
+    instance<CooperativeConfig<128, 2, 1, true>>,
+    instance<CooperativeConfig<128, 2, 2, false>>,
+    instance<CooperativeConfig<128, 2, 2, true>>,
+    instance<CooperativeConfig<128, 2, 4, false>>,
+    instance<CooperativeConfig<128, 2, 4, true>>,
 #endif
     // Rings shorter than most problems, tiles smaller than most.
-    instance<CooperativeConfig<64, 1, 1, 2>>,
-    instance<CooperativeConfig<64, 2, 2, 3>>,
+    instance<CooperativeConfig<64, 1, 1, false, 2>>,
+    instance<CooperativeConfig<64, 2, 2, true, 3>>,
 };
 
 }  // namespace
@@ -43,7 +50,7 @@ sim::Report simulate_cooperative(const GemmParams& gemm, const CooperativeLaunch
                                  const sim::Options& options) {
   for (const Instance& i : kInstances) {
     if (i.tokens == launch.tokens && i.slabs == launch.slabs && i.stages == launch.stages &&
-        i.groups == gemm.groups_per_tile && !gemm.zero_points) {
+        i.groups == gemm.groups_per_tile && i.zeros == gemm.zero_points) {
       return i.run(gemm, launch, options);
     }
   }
@@ -52,7 +59,8 @@ sim::Report simulate_cooperative(const GemmParams& gemm, const CooperativeLaunch
 
 std::vector<std::vector<int>> cooperative_instances() {
   std::vector<std::vector<int>> rows;
-  for (const Instance& i : kInstances) rows.push_back({i.tokens, i.slabs, i.stages, i.groups});
+  for (const Instance& i : kInstances)
+    rows.push_back({i.tokens, i.slabs, i.stages, i.groups, i.zeros});
   return rows;
 }
 

@@ -30,7 +30,7 @@ sim::Report simulate_group_sums(const GroupSumsParams& params, const sim::Option
 // Rows {tokens, consumers, stages, groups per tile, zero points} of what simulate_decode accepts;
 // the library's own come first.
 std::vector<std::vector<int>> decode_instances();
-// Rows {tokens, slabs, stages, groups per tile} of what simulate_cooperative accepts.
+// Rows {tokens, slabs, stages, groups per tile, zero points} of what simulate_cooperative accepts.
 std::vector<std::vector<int>> cooperative_instances();
 
 constexpr size_t bytes_of(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }

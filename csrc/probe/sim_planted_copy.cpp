@@ -82,6 +82,17 @@ static const PlantedCase kCases[] = {
        sm90::tensor_load_2d(smem().a + (p.bug ? 128 : 1024), p.map, 0, 0, barrier);
        sm90::mbarrier_wait(barrier, 0);
      }},
+    {"box without swizzle at a boundary of 64 bytes", "bulk-copy", 32, 1,
+     [](Params p) {
+       uint64_t& barrier = smem().barrier[0];
+       if (thread_index() != 0) return;
+       p.map.swizzle = false;
+       sm90::mbarrier_init(barrier, 1);
+       sm90::mbarrier_init_fence();
+       sm90::mbarrier_arrive_expect_tx(barrier, 1024);
+       sm90::tensor_load_2d(smem().a + (p.bug ? 64 : 128), p.map, 0, 0, barrier);
+       sm90::mbarrier_wait(barrier, 0);
+     }},
     {"multicast to a peer whose release had no cluster scope", "smem-race", 32, 2,
      [](Params p) {
        uint64_t &full = smem().barrier[0], &empty = smem().barrier[1];

@@ -141,6 +141,7 @@ namespace {
 
 struct TensorParams {
   sm90::TensorMap map;
+  bool swizzle;
   int column, row;
   uint8_t* out;
 };
@@ -161,7 +162,7 @@ void tensor_kernel(TensorParams p) {
   sm90::mbarrier_wait(s.barrier, 0);
   const auto at = swizzled_layout<cute::float_e4m3_t, kTensorBoxRows>();
   for (int i = thread_index(); i < kTensorBoxRows * 128; i += 128)
-    p.out[i] = s.box[at(i / 128, i % 128)];
+    p.out[i] = s.box[p.swizzle ? at(i / 128, i % 128) : i];
 }
 
 struct PhaseParams {
@@ -247,14 +248,15 @@ void grid_kernel(GridParams p) {
 
 }  // namespace
 
-sim::Report run_tensor_load(const uint8_t* x, int rows, int columns, int stride, int column,
-                            int row, uint8_t* out, const sim::Options& options) {
-  TensorParams p{{}, column, row, out};
+sim::Report run_tensor_load(const TensorLoad& t, uint8_t* out, const sim::Options& options) {
+  TensorParams p{{}, t.swizzle, t.column, t.row, out};
+  const uint32_t element = t.element_bytes;
   sm90::make_tensor_map(
-      &p.map, {x, uint64_t(rows), uint64_t(columns), uint64_t(stride), kTensorBoxRows, 128, 1});
-  const size_t bytes = size_t(rows - 1) * stride + columns;
+      &p.map, {t.x, uint64_t(t.rows), uint64_t(t.columns), uint64_t(t.stride_bytes), kTensorBoxRows,
+               128 / element, element, t.swizzle});
+  const size_t bytes = size_t(t.rows - 1) * t.stride_bytes + t.columns * element;
   return sim::launch({{}, 128, sizeof(TensorSmem)}, options,
-                     {input(x, bytes, "x"), {out, kTensorBoxRows * 128, "out", true}},
+                     {input(t.x, bytes, "x"), {out, kTensorBoxRows * 128, "out", true}},
                      tensor_kernel, p);
 }
 

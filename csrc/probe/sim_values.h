@@ -11,10 +11,15 @@ enum class MatrixType { kE4M3, kBF16 };
 sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a, const uint8_t* b,
                       float* d, const sim::Options& options);
 
-// out[rows of the box, 128]: the box at (column, row) of x [rows, columns], brought by a tensor
-// copy, read by CuTe's swizzled layout.
-sim::Report run_tensor_load(const uint8_t* x, int rows, int columns, int stride, int column,
-                            int row, uint8_t* out, const sim::Options& options);
+// out[rows of the box, 128 bytes]: the box at (column, row) of x [rows, columns], whose elements
+// have `element_bytes`, brought by a tensor copy; with the swizzle, read by CuTe's swizzled layout.
+struct TensorLoad {
+  const uint8_t* x;
+  int rows, columns, stride_bytes, element_bytes;
+  bool swizzle;
+  int column, row;
+};
+sim::Report run_tensor_load(const TensorLoad& load, uint8_t* out, const sim::Options& options);
 constexpr int kTensorBoxRows = 64;
 
 // A deadlock, unless PTX lets a wait for `parity` pass after `phases` phases.

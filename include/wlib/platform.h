@@ -13,6 +13,8 @@
 
 #if defined(__CUDA_ARCH__)
 #define WLIB_UNROLL _Pragma("unroll")
+#define WLIB_NO_UNROLL _Pragma("unroll 1")
 #else
 #define WLIB_UNROLL
+#define WLIB_NO_UNROLL
 #endif

@@ -84,7 +84,7 @@ void fill_box(const TensorMap2D& map, int column, int row, uint8_t* to) {
       const bool inside = from_row >= 0 && from >= 0 && uint64_t(from_row) < map.rows &&
                           uint64_t(from) < map.row_bytes;
       uintptr_t at = reinterpret_cast<uintptr_t>(to) + r * map.box_row_bytes + c;
-      at ^= (at / 128 % kChunks) * 16;
+      if (map.swizzle) at ^= (at / 128 % kChunks) * 16;
       *reinterpret_cast<uint8_t*>(at) =
           inside ? map.base[from_row * map.row_stride_bytes + from] : 0;
     }
@@ -94,11 +94,16 @@ void fill_box(const TensorMap2D& map, int column, int row, uint8_t* to) {
 void tensor_load(Machine& m, void* smem, const TensorMap2D& map, int column, int row, uint64_t* bar,
                  uint16_t cta_mask) {
   const char* who = "cp.async.bulk.tensor load";
-  require(m, aligned(smem, 1024), who, "a swizzled box needs 1024-byte alignment in shared memory");
-  require(m, map.box_row_bytes == 128, who, "box rows must fill the 128 bytes of the swizzle");
+  require(m, aligned(smem, 128), who, "a box needs 128-byte alignment in shared memory");
+  require(m, !map.swizzle || aligned(smem, 1024), who,
+          "a swizzled box needs 1024-byte alignment in shared memory");
+  require(m, !map.swizzle || map.box_row_bytes == 128, who,
+          "box rows must fill the 128 bytes of the swizzle");
+  require(m, map.box_row_bytes % 16 == 0, who, "box rows must be a multiple of 16 bytes");
   require(m, map.row_stride_bytes % 16 == 0 && aligned(map.base, 16), who,
           "row stride and base need 16-byte alignment");
-  require(m, map.box_rows <= 256, who, "box extent exceeds 256");
+  require(m, map.box_rows <= 256 && map.box_row_bytes <= 256 * map.element_bytes, who,
+          "box extent exceeds 256");
   if (map.rows) {
     const size_t extent = (map.rows - 1) * map.row_stride_bytes + map.row_bytes;
     m.access_global(map.base, extent, false, m.async_access(), who);

@@ -39,12 +39,13 @@ void* cluster_map(const void* local, int rank);
 void mbarrier_arrive_cluster(uint64_t* bar, int rank);
 void mbarrier_wait_cluster(uint64_t* bar, uint32_t parity);
 
-struct TensorMap2D {  // the fields of a CUtensorMap the model needs; 128-byte swizzle
+struct TensorMap2D {  // the fields of a CUtensorMap the model needs
   const uint8_t* base;
   uint64_t row_bytes, rows;  // logical extent; reads beyond it return zeros
   uint64_t row_stride_bytes;
   uint32_t box_row_bytes, box_rows;
   uint32_t element_bytes;
+  bool swizzle;  // of 128 bytes, or none
 };
 void bulk_load(void* smem, const void* global, uint32_t bytes, uint64_t* bar);
 void bulk_load_multicast(void* smem, const void* global, uint32_t bytes, uint64_t* bar,

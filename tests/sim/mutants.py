@@ -14,12 +14,14 @@ CONFIG = "csrc/int4fp8/sm90_decode_config.h"
 QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
 STORE = "csrc/int4fp8/sm90_store.h"
 COOPERATIVE = "csrc/int4fp8/sm90_cooperative.h"
+COOPERATIVE_CONFIG = "csrc/int4fp8/sm90_cooperative_config.h"
 FRAGMENTS = "csrc/int4fp8/sm90_fragments.h"
 GROUP_SUMS = "csrc/int4fp8/sm90_group_sums.h"
 RING = "include/wlib/sm90/ring.h"
 WGMMA = "include/wlib/sm90/wgmma.h"
 SOURCES = {  # the instrumented file of kernels other than the decode kernel
     COOPERATIVE: "sim_cooperative.cpp",
+    COOPERATIVE_CONFIG: "sim_cooperative.cpp",
     QUANTIZER: "sim_quantize.cpp",
     GROUP_SUMS: "sim_quantize.cpp",
 }
@@ -101,6 +103,71 @@ _COOPERATIVE_MUTANTS = [
         COOPERATIVE,
         "k * int4::kTileColumns, tile.first_token, full",
         "k * int4::kTileColumns, 0, full",
+    ),
+]
+_ZERO_MUTANTS = [
+    mutant(
+        "sums of x not in the expected bytes",
+        "deadlock",
+        COOPERATIVE_CONFIG,
+        "return weights + x + x_sums;",
+        "return weights + x;",
+    ),
+    mutant(
+        "sums of x of the first k tile for all",
+        "numerics",
+        COOPERATIVE,
+        "tile.first_token, k * C::kGroups, full",
+        "tile.first_token, 0, full",
+    ),
+    mutant(
+        "sums of x of the first token block for all",
+        "numerics",
+        COOPERATIVE,
+        "p.x_sums, tile.first_token,",
+        "p.x_sums, 0,",
+    ),
+    mutant(
+        "sums of x of the first group for all",
+        "numerics",
+        COOPERATIVE,
+        "&x_sums[group][",
+        "&x_sums[0][",
+    ),
+    mutant(
+        "sums of x of two tokens swapped",
+        "numerics",
+        COOPERATIVE,
+        "i % 2 ? s.y : s.x",
+        "i % 2 ? s.x : s.y",
+    ),
+    mutant(
+        "sums of x eight tokens early",
+        "numerics",
+        COOPERATIVE,
+        "first_column + v / 4 * 8",
+        "first_column + (v / 4 ^ 1) * 8",
+    ),
+    mutant(
+        "sums of x scaled by the rows of the other eight",
+        "numerics",
+        COOPERATIVE,
+        "factor[slab][i / 2]",
+        "factor[slab][1 - i / 2]",
+    ),
+    mutant(
+        "zero points of the first slab for both",
+        "numerics",
+        COOPERATIVE,
+        "const RowPair<C> rows(tiles + slab * C::kTileBytes, group)",
+        "const RowPair<C> rows(tiles, group)",
+    ),
+    mutant(
+        "zero points taken off in the next stage's pass",
+        "smem-race-copy",
+        COOPERATIVE,
+        "(tiles, s.x_sums[at.stage], sum)",
+        "(tiles, s.x_sums[(at.stage + 1) % C::kStages], sum)",
     ),
 ]
 _RING_MUTANTS = [
@@ -467,6 +534,7 @@ MUTANTS = [
     *_QUANTIZER_MUTANTS,
     *_GROUP_SUMS_MUTANTS,
     *_COOPERATIVE_MUTANTS,
+    *_ZERO_MUTANTS,
 ]
 
 

@@ -18,7 +18,11 @@ struct GemmParams {
   const uint8_t* weight;  // packed, see layout/int4_tile.h
   const float* x_scale;   // [m]
   const void* bias;       // [n] of bias_type, or null
-  void* y;                // [m, n] of out_type, contiguous
+  // [ceil(k / s), x_sums_pitch], s = min(group size, 128, k): sums of x over s columns; null,
+  // unless there are zero points and it is known
+  const float* x_sums;
+  int64_t x_sums_pitch;  // m rounded up to a multiple of kSumsAlignment
+  void* y;               // [m, n] of out_type, contiguous
   int64_t m, n, k;
   int64_t x_stride;     // elements between rows of x
   int groups_per_tile;  // 1, 2 or 4

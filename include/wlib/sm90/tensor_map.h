@@ -1,4 +1,4 @@
-// Host side: builds the TensorMap of a row-major matrix of bytes or 16-bit values.
+// Host side: builds the TensorMap of a row-major matrix of bytes, 16-bit values or floats.
 #pragma once
 
 #include "wlib/sm90/copy.h"
@@ -8,14 +8,16 @@
 
 namespace wlib::sm90 {
 
-// Boxes arrive with the 128-byte swizzle that wgmma reads; box_columns * element_bytes must not
-// exceed 128.
+// Boxes arrive at a multiple of 128 bytes of shared memory, row after row, or with the 128-byte
+// swizzle that wgmma reads; then box_columns * element_bytes must not exceed 128, and the address
+// is a multiple of 1024.
 struct MatrixTiles {
   const void* base;  // 16-byte aligned
   uint64_t rows, columns;
   uint64_t row_stride_bytes;  // a multiple of 16
   uint32_t box_rows, box_columns;
-  uint32_t element_bytes;  // 1 or 2
+  uint32_t element_bytes;  // 1, 2 or 4
+  bool swizzle = true;
 };
 
 #if WLIB_ON_DEVICE
@@ -38,10 +40,12 @@ inline bool make_tensor_map(TensorMap* map, const MatrixTiles& t) {
   if (!encode) return false;
   const cuuint64_t extent[2] = {t.columns, t.rows}, stride[1] = {t.row_stride_bytes};
   const cuuint32_t box[2] = {t.box_columns, t.box_rows}, step[2] = {1, 1};
-  const auto type =
-      t.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16;
+  const auto type = t.element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                    : t.element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                                           : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   return encode(map, type, 2, const_cast<void*>(t.base), extent, stride, box, step,
-                CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_INTERLEAVE_NONE,
+                t.swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
@@ -55,7 +59,8 @@ inline bool make_tensor_map(TensorMap* map, const MatrixTiles& t) {
           t.row_stride_bytes,
           t.box_columns * t.element_bytes,
           t.box_rows,
-          t.element_bytes};
+          t.element_bytes,
+          t.swizzle};
   return true;
 }
 
