@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import pickle
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +10,8 @@ import numpy as np
 import pytest
 
 from quantize_problems import GroupSumsCase, QuantizeCase
-from sim.mutants import CONTROL, MUTANTS, Mutant, apply
+from sim.mutants import CONTROL, MUTANTS
+from sim.planting import Mutant, Results, apply, run_all
 from sim_problems import (
     COOPERATIVE_INSTANCES,
     INSTANCES,
@@ -24,7 +19,6 @@ from sim_problems import (
     Shape,
     exact_problem,
 )
-from source_tree import BUILD, ROOT, compile_command
 
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]
 Case = GemmCase | QuantizeCase | GroupSumsCase
@@ -58,46 +52,10 @@ def make_cases() -> Cases:
     return cases
 
 
-def build(mutant: Mutant, folder: Path) -> None:
-    """Compile the instrumented file with the changed header first, link the other objects."""
-    apply(mutant, folder / "overlay")
-    command = compile_command(mutant.source)
-    flags = next(i for i, word in enumerate(command) if word.startswith("-"))
-    compiler = command[:flags]  # perhaps behind ccache
-    command[flags:flags] = [f"-I{folder / 'overlay'}", "-DWLIB_SIM_ONLY_SMALL"]
-    changed = str(folder / f"{mutant.source}.o")
-    objects = (BUILD / "CMakeFiles" / "wlib_probe.dir").rglob("*.o")
-    others = [str(path) for path in objects if path.name != Path(changed).name]
-    module = ["-o", str(folder / "wlib_probe.so"), changed, *others]
-    source = str(ROOT / "csrc" / "probe" / mutant.source)
-    compile_it = [*command, source, "-o", changed]
-    for step in (compile_it, [*compiler, "-shared", "-Wl,-Bsymbolic", *module, "-ldl"]):
-        subprocess.run(step, capture_output=True, text=True, check=True)
-
-
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     folder = tmp_path_factory.mktemp("mutants")
-    for source, cases in make_cases().items():
-        (folder / f"{source}.pickle").write_bytes(pickle.dumps(cases))
-
-    def run(index: int, mutant: Mutant) -> dict[str, Any]:
-        try:
-            build(mutant, folder / str(index))
-        except subprocess.CalledProcessError as failure:  # of this mutant only
-            return {"fired": {}, "failed": failure.stderr}
-        cases = str(folder / f"{mutant.source}.pickle")
-        runner = [sys.executable, str(ROOT / "tests" / "sim" / "run_mutant.py"), cases]
-        environment = {**os.environ, "WLIB_PROBE_DIR": str(folder / str(index))}
-        done = subprocess.run(runner, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        result: dict[str, Any] = json.loads(done.stdout)
-        return result
-
-    everything = [CONTROL, *MUTANTS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(run, range(len(everything)), everything))
-    return {mutant.name: result for mutant, result in zip(everything, found, strict=True)}
+    return run_all([CONTROL, *MUTANTS], make_cases(), folder)
 
 
 def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
@@ -106,12 +64,12 @@ def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_original_is_silent(results: dict[str, dict[str, Any]]) -> None:
+def test_the_original_is_silent(results: Results) -> None:
     assert results[CONTROL.name] == {"cases": 12, "fired": {}, "first": {}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: dict[str, dict[str, Any]], mutant: Mutant) -> None:
+def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
     result = results[mutant.name]
     assert mutant.caught_by in result["fired"], result

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
+from sim.planting import Mutant
 
-ROOT = Path(__file__).resolve().parents[2]
 KERNEL = "csrc/int4fp8/sm90_decode.h"
 CONFIG = "csrc/int4fp8/sm90_decode_config.h"
 QUANTIZER = "csrc/int4fp8/sm90_quantize.h"
@@ -27,21 +25,8 @@ SOURCES = {  # the instrumented file of kernels other than the decode kernel
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-    name: str
-    caught_by: str
-    file: str
-    edits: tuple[tuple[str, str], ...]  # (old, new), each old text occurring once
-
-    @property
-    def source(self) -> str:
-        """The instrumented file whose kernels show the bug."""
-        return SOURCES.get(self.file, "sim_int4fp8.cpp")
-
-
 def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
-    return Mutant(name, caught_by, file, tuple(zip(texts[0::2], texts[1::2], strict=True)))
+    return Mutant.of(name, caught_by, file, SOURCES.get(file, "sim_int4fp8.cpp"), *texts)
 
 
 CONTROL = mutant("nothing changed", "", RING, "#pragma once", "#pragma once")
@@ -536,14 +521,3 @@ MUTANTS = [
     *_COOPERATIVE_MUTANTS,
     *_ZERO_MUTANTS,
 ]
-
-
-def apply(mutant: Mutant, overlay: Path) -> None:
-    """Write the changed header below `overlay` at the path by which it is included."""
-    text = (ROOT / mutant.file).read_text()
-    for old, new in mutant.edits:
-        assert text.count(old) == 1, f"{mutant.name}: {old!r} occurs {text.count(old)} times"
-        text = text.replace(old, new)
-    target = overlay / Path(mutant.file).relative_to(Path(mutant.file).parts[0])
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text)
