@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "atoms/ops.h"
 #include "atoms/rebuild.h"
 #include "int4fp8/cpu.h"
 #include "int4fp8/cpu_kernels.h"
@@ -43,6 +44,14 @@ STABLE_TORCH_LIBRARY(wlib, m) {
   m.def(
       "rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, float[] scales, *, int? seed=None, "
       "Tensor(a!)[] out) -> ()");
+  // Weights from shared atoms.
+  m.def(
+      "atoms_reconstruct(Tensor atoms, Tensor coef, Tensor? base=None, Tensor? residual_a=None, "
+      "Tensor? residual_b=None, *, float scale=1.0, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "atoms_reconstruct_backward(Tensor grad, Tensor atoms, Tensor coef, *, float scale=1.0) -> "
+      "(Tensor, Tensor)");
+  m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -55,6 +64,9 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("attention_prefill", TORCH_BOX(&wlib::prefill::attention));
   m.impl("rebuild", TORCH_BOX(&wlib::atoms::rebuild));
   m.impl("rebuild.out", TORCH_BOX(&wlib::atoms::rebuild_out));
+  m.impl("atoms_reconstruct", TORCH_BOX(&wlib::atoms::reconstruct));
+  m.impl("atoms_reconstruct_backward", TORCH_BOX(&wlib::atoms::reconstruct_backward));
+  m.impl("atoms_combine", TORCH_BOX(&wlib::atoms::combine));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -101,4 +113,14 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_attention_pre
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_rebuild_rows() {
   return "cpu, any form: one row of the weight at a time\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_atoms_reconstruct_rows() {
+  return wlib::atoms::reconstruct_rows();
+}
+extern "C" __attribute__((visibility("default"))) const char*
+wlib_atoms_reconstruct_backward_rows() {
+  return wlib::atoms::reconstruct_backward_rows();
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_atoms_combine_rows() {
+  return wlib::atoms::combine_rows();
 }

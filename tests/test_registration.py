@@ -34,6 +34,12 @@ SCHEMAS = {
     "int layout_version=1) -> Tensor",
     "int4fp8_gemm.out": "wlib::int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, "
     "int n, int group_size, Tensor? bias=None, int layout_version=1, Tensor(a!) out) -> ()",
+    "atoms_reconstruct.default": "wlib::atoms_reconstruct(Tensor atoms, Tensor coef, "
+    "Tensor? base=None, Tensor? residual_a=None, Tensor? residual_b=None, *, float scale=1., "
+    "ScalarType? out_dtype=None) -> Tensor",
+    "atoms_reconstruct_backward.default": "wlib::atoms_reconstruct_backward(Tensor grad, "
+    "Tensor atoms, Tensor coef, *, float scale=1.) -> (Tensor, Tensor)",
+    "atoms_combine.default": "wlib::atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]",
 }
 
 
@@ -94,12 +100,16 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     ]
     for _, options in out:
         options.pop("out_dtype", None)
+    atoms, coef, base = torch.randn(2, 4, 6), torch.randn(3, 2, 4), torch.randn(3, 4, 6)
+    residual = torch.randn(3, 4, 1), torch.randn(3, 1, 6)
     return (
         [("fp8_quantize.default", (x,), {}) for x in quantize]
         + [("fp8_group_sums.default", call, {}) for call in sums]
         + [("int4fp8_gemm.default", *call) for call in gemm]
         + [("int4fp8_gemm.out", *call) for call in out]
         + rebuild_samples()
+        + [("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5})]
+        + [("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {})]
     )
 
 

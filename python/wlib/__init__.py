@@ -1,6 +1,7 @@
 """wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
 
 from . import _ops, _ops_rebuild, nn, quant, rebuild
+from .atoms import atoms_from_layers, atoms_reconstruct, combine
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
 from .prefill import (
@@ -17,7 +18,10 @@ __all__ = [
     "Int4KVCache",
     "Int4Weight",
     "PackedInt4Weight",
+    "atoms_from_layers",
+    "atoms_reconstruct",
     "attention_prefill",
+    "combine",
     "fp8_group_sums",
     "fp8_quantize",
     "info",

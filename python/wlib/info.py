@@ -66,6 +66,9 @@ def info() -> Info:
             "quantize_q_fp8": _rows("wlib_quantize_q_fp8_rows"),
             "attention_prefill": _rows("wlib_attention_prefill_rows"),
             "rebuild": _rows("wlib_rebuild_rows"),
+            "atoms_reconstruct": _rows("wlib_atoms_reconstruct_rows"),
+            "atoms_reconstruct_backward": _rows("wlib_atoms_reconstruct_backward_rows"),
+            "atoms_combine": _rows("wlib_atoms_combine_rows"),
         },
     )
 

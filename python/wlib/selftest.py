@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .atoms import atoms_reconstruct
+from .info import info
 from .int4fp8 import fp8_quantize, int4fp8_gemm
+from .reference import atoms as reference_atoms
 from .reference import exact
 from .reference import int4fp8 as reference
 from .reference import rebuild as rebuilt
@@ -42,7 +45,13 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "int4fp8_gemm": _check_gemm,
         "fp8_quantize": _check_quantize,
         "rebuild": _check_rebuild,
+        "atoms_reconstruct": _check_atoms,
     }
+    architecture = "cpu" if device == "cpu" else "sm_"
+    rows = info().dispatch
+    for op in [op for op in checks if architecture not in "".join(rows[op])]:
+        print(f"{device}: no kernel of {op} to check")
+        del checks[op]
     done = dict.fromkeys(checks, 0)
     next_report = time.monotonic() + _REPORT_SECONDS
     for number in _until(time.monotonic() + seconds):
@@ -132,6 +141,35 @@ def _check_rebuild(generator: torch.Generator, device: str) -> str:
         for form, (y, exact) in enumerate(zip(got, expected, strict=True))
     )
     return next(filter(None, faults), "")
+
+
+def _check_atoms(generator: torch.Generator, device: str) -> str:
+    """Small integers: both directions are exact in float32."""
+    layers, count = _draw((1, 2, 3, 8, 32), generator), _draw((1, 3, 4, 11), generator)
+    shape = (count, _draw((1, 3, 64), generator), _draw((1, 8, 255, 257, 1024), generator))
+    per_row = bool(torch.randint(2, (), generator=generator))
+    dtype = _draw_dtype(generator)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randint(-4, 5, size, generator=generator).float()
+
+    atoms, grad = draw(*shape).to(dtype), draw(layers, *shape[1:]).to(dtype)
+    coef = draw(layers, count, shape[1]) if per_row else draw(layers, count)
+    where = f"{layers} layers, atoms {list(shape)}, coef {list(coef.shape)}, {dtype}"
+    inputs = atoms.to(device), coef.to(device)
+    w = atoms_reconstruct(*inputs, scale=0.5)
+    grads = torch.ops.wlib.atoms_reconstruct_backward(grad.to(device), *inputs, scale=0.5)
+    true = (
+        reference_atoms.reconstruct(atoms, coef, scale=0.5),
+        *reference_atoms.reconstruct_backward(grad, atoms, coef, 0.5),
+    )
+    for name, got, exact_one in zip(
+        ("w", "grad_atoms", "grad_coef"), (w, *grads), true, strict=True
+    ):
+        fault = _difference(got.cpu(), exact_one.value.to(got.dtype), f"{name}, {where}")
+        if fault:
+            return fault
+    return ""
 
 
 def _draw_dtype(generator: torch.Generator) -> torch.dtype:

@@ -1,0 +1,30 @@
+// The ops on shared atoms, as the dispatcher calls them (schemas: csrc/library.cpp).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace wlib::atoms {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Tensor reconstruct(const Tensor& atoms, const Tensor& coef, std::optional<Tensor> base,
+                   std::optional<Tensor> residual_a, std::optional<Tensor> residual_b, double scale,
+                   std::optional<ScalarType> out_dtype);
+std::tuple<Tensor, Tensor> reconstruct_backward(const Tensor& grad, const Tensor& atoms,
+                                                const Tensor& coef, double scale);
+
+// tensors: S lists of T tensors, one after the other; coef [P, S] -> P lists of T tensors.
+std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef);
+
+// The tables by which the ops choose, one line per row; for wlib.info().
+const char* reconstruct_rows();
+const char* reconstruct_backward_rows();
+const char* combine_rows();
+
+}  // namespace wlib::atoms

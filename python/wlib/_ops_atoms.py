@@ -1,0 +1,67 @@
+"""Fake kernels and gradients of the ops on shared atoms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _load  # noqa: F401  registers torch.ops.wlib
+
+
+@torch.library.register_fake("wlib::atoms_reconstruct")
+def _reconstruct(
+    atoms: Tensor,
+    coef: Tensor,
+    base: Tensor | None = None,
+    residual_a: Tensor | None = None,
+    residual_b: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    shape = (coef.shape[0], *atoms.shape[1:])
+    return torch.empty(shape, dtype=out_dtype or atoms.dtype, device=atoms.device)
+
+
+@torch.library.register_fake("wlib::atoms_reconstruct_backward")
+def _reconstruct_backward(
+    grad: Tensor, atoms: Tensor, coef: Tensor, *, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(atoms), torch.empty_like(coef)
+
+
+@torch.library.register_fake("wlib::atoms_combine")
+def _combine(tensors: list[Tensor], coef: Tensor) -> list[Tensor]:
+    width = len(tensors) // coef.shape[1]
+    return [torch.empty_like(t) for t in tensors[:width] * coef.shape[0]]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor) -> None:
+    atoms, coef, base, residual_a, residual_b = inputs
+    ctx.save_for_backward(atoms, coef, residual_a, residual_b)
+    ctx.base_dtype = None if base is None else base.dtype
+    ctx.scale = keyword_only_inputs["scale"]
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of atoms and coef in one pass; of the residual by two products per layer."""
+    atoms, coef, a, b = ctx.saved_tensors
+    grad = grad.contiguous()
+    # The dispatcher leaves out trailing arguments that are None.
+    wanted = (*ctx.needs_input_grad, False, False, False)
+    found: list[Tensor | None] = [None] * 5
+    if wanted[0] or wanted[1]:
+        both = torch.ops.wlib.atoms_reconstruct_backward(grad, atoms, coef, scale=ctx.scale)
+        found[:2] = both
+    if wanted[2]:
+        found[2] = grad.to(ctx.base_dtype)
+    if wanted[3] or wanted[4]:
+        rows = grad.flatten(2) if grad.dim() > 2 else grad[..., None]
+        rows = rows.to(a.dtype)
+        found[3:] = torch.bmm(rows, b.mT), torch.bmm(a.mT, rows)
+    return tuple(found[: len(ctx.needs_input_grad)])
+
+
+torch.library.register_autograd("wlib::atoms_reconstruct", _gradients, setup_context=_save)
