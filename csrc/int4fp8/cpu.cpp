@@ -10,8 +10,9 @@
 
 #include "cpu_isa.h"
 #include "int4fp8/cpu_kernels.h"
-#include "int4fp8/cpu_types.h"
+#include "torch/cpu_types.h"
 #include "torch/empty.h"
+#include "torch/matmul.h"
 
 namespace wlib::int4fp8 {
 namespace avx512vnni {
@@ -107,15 +108,6 @@ void gemm_on_codes(const GemmParams& p, const Weight& w) {
       for (int64_t m = 0; m < p.m; ++m) epilogue.store(m, first, rows, &sums[m * int4::kTileRows]);
     }
   });
-}
-
-// The .out form, because autocast would turn the functional ones into BF16 products.
-void matmul(const Tensor& a, const Tensor& b, Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack = {from(a), from(b), from(out)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // drops the returned reference
 }
 
 void dequantize(const GemmParams& p, const Weight& w, int64_t first_block, int64_t rows,

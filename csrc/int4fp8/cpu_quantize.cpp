@@ -5,7 +5,7 @@
 
 #include "int4fp8/cpu.h"
 #include "int4fp8/cpu_kernels.h"
-#include "int4fp8/cpu_types.h"
+#include "torch/cpu_types.h"
 
 namespace wlib::int4fp8 {
 

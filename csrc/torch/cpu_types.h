@@ -8,7 +8,7 @@
 
 #include "wlib/params/int4fp8.h"
 
-namespace wlib::int4fp8 {
+namespace wlib {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
@@ -27,4 +27,4 @@ inline void to_float(const void* from, FloatType type, int64_t offset, int64_t c
             [&]<class T>(T*) { std::copy_n(static_cast<const T*>(from) + offset, count, to); });
 }
 
-}  // namespace wlib::int4fp8
+}  // namespace wlib
