@@ -6,6 +6,7 @@
 
 #include "atoms/ops.h"
 #include "atoms/rebuild.h"
+#include "fp4/ops.h"
 #include "int4fp8/cpu.h"
 #include "int4fp8/cpu_kernels.h"
 #include "int4fp8/cuda.h"
@@ -52,6 +53,22 @@ STABLE_TORCH_LIBRARY(wlib, m) {
       "atoms_reconstruct_backward(Tensor grad, Tensor atoms, Tensor coef, *, float scale=1.0) -> "
       "(Tensor, Tensor)");
   m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
+
+  // fp4
+  m.def(
+      "fp4_quantize(Tensor x, *, str format=\"mxfp4\", str axis=\"rows\", str scale_rule=\"even\", "
+      "int hadamard=0, Tensor? signs=None, Tensor? global_scale=None, bool packed=True, "
+      "str carrier=\"none\", int window=0, bool mask=False, bool swizzle=False) -> Tensor[]");
+  m.def(
+      "fp4_requantize_t(Tensor codes, Tensor scales, Tensor? old_global_scale=None, *, "
+      "str format=\"mxfp4\", str scale_rule=\"even\", int hadamard=0, Tensor? signs=None, "
+      "Tensor? global_scale=None, bool packed=True, str carrier=\"none\", int window=0, "
+      "bool mask=False, bool swizzle=False) -> Tensor[]");
+  m.def(
+      "fp4_matmul(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tensor? a_global=None, "
+      "Tensor? b_global=None, *, float alpha=1.0, str mode=\"fold8\", ScalarType? out_dtype=None) "
+      "-> Tensor");
+  m.def("hadamard(Tensor x, int size, Tensor? signs=None, *, bool inverse=False) -> Tensor");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -67,6 +84,11 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("atoms_reconstruct", TORCH_BOX(&wlib::atoms::reconstruct));
   m.impl("atoms_reconstruct_backward", TORCH_BOX(&wlib::atoms::reconstruct_backward));
   m.impl("atoms_combine", TORCH_BOX(&wlib::atoms::combine));
+
+  m.impl("fp4_quantize", TORCH_BOX(&wlib::fp4::quantize));
+  m.impl("fp4_requantize_t", TORCH_BOX(&wlib::fp4::requantize_t));
+  m.impl("fp4_matmul", TORCH_BOX(&wlib::fp4::matmul));
+  m.impl("hadamard", TORCH_BOX(&wlib::fp4::hadamard));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -96,6 +118,16 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_quantize_
 extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_group_sums_rows() {
   return "cpu: one row at a time\n" WLIB_CUDA_ROWS(
       "sm_90a: sm90_group_sums, one CTA per 4 tokens\n");
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_fp4_quantize_rows() {
+  return "cpu: one row, or 32 columns, at a time\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_fp4_matmul_rows() {
+  return "cpu, mode exact32: multiplies codes\n"
+         "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n";
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_hadamard_rows() {
+  return "cpu: one row at a time\n";
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_int4fp8_gemm_rows() {
   static const std::string rows =

@@ -32,6 +32,19 @@ SCHEMAS = {
     "int4fp8_gemm.default": "wlib::int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, "
     "int n, int group_size, Tensor? bias=None, ScalarType? out_dtype=None, "
     "int layout_version=1) -> Tensor",
+    "fp4_quantize.default": 'wlib::fp4_quantize(Tensor x, *, str format="mxfp4", '
+    'str axis="rows", str scale_rule="even", int hadamard=0, Tensor? signs=None, '
+    'Tensor? global_scale=None, bool packed=True, str carrier="none", int window=0, '
+    "bool mask=False, bool swizzle=False) -> Tensor[]",
+    "fp4_requantize_t.default": "wlib::fp4_requantize_t(Tensor codes, Tensor scales, "
+    'Tensor? old_global_scale=None, *, str format="mxfp4", str scale_rule="even", '
+    "int hadamard=0, Tensor? signs=None, Tensor? global_scale=None, bool packed=True, "
+    'str carrier="none", int window=0, bool mask=False, bool swizzle=False) -> Tensor[]',
+    "fp4_matmul.default": "wlib::fp4_matmul(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, "
+    'Tensor? a_global=None, Tensor? b_global=None, *, float alpha=1., str mode="fold8", '
+    "ScalarType? out_dtype=None) -> Tensor",
+    "hadamard.default": "wlib::hadamard(Tensor x, int size, Tensor? signs=None, *, "
+    "bool inverse=False) -> Tensor",
     "int4fp8_gemm.out": "wlib::int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, "
     "int n, int group_size, Tensor? bias=None, int layout_version=1, Tensor(a!) out) -> ()",
     "atoms_reconstruct.default": "wlib::atoms_reconstruct(Tensor atoms, Tensor coef, "
@@ -73,6 +86,31 @@ def gemm_arguments(
     return (xq, p.data, xs), {"n": p.n, "group_size": p.group_size} | options
 
 
+def fp4_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Calls of the fp4 ops that cover every argument."""
+    signs = torch.ones(32, dtype=torch.int8)
+    nv = {"format": "nvfp4", "scale_rule": "four_over_six"}
+    both = {"carrier": "e5m2", "mask": True, "swizzle": True, "axis": "both"}
+    a = OPS.fp4_quantize(torch.randn(5, 64), carrier="e4m3")
+    b = OPS.fp4_quantize(torch.randn(32, 64), scale_rule="amax", format="nvfp4")
+    return [
+        ("fp4_quantize.default", (torch.randn(3, 64),), {}),
+        ("fp4_quantize.default", (torch.randn(32, 64).half(),), both),
+        ("fp4_quantize.default", (torch.randn(0, 64), ), {"hadamard": 32, "signs": signs}),
+        ("fp4_quantize.default", (torch.randn(3, 80)[:, :64].bfloat16(),), nv),
+        ("fp4_quantize.default", (torch.randn(64, 3),), {"axis": "columns", "packed": False,
+                                                         "carrier": "e4m3", "window": 9}),
+        ("fp4_quantize.default", (torch.randn(3, 64),), {**nv, "global_scale": torch.tensor(0.1)}),
+        ("fp4_requantize_t.default", (b[0], b[1], b[2]), {"hadamard": 16}),
+        ("fp4_requantize_t.default", tuple(OPS.fp4_quantize(torch.randn(64, 32))[:2]), nv),
+        ("fp4_matmul.default", (a[3], a[4], a[0], a[1]), {"out_dtype": torch.float32}),
+        ("fp4_matmul.default", (b[0], b[1], a[0], a[1], b[2]), {"mode": "bf16", "alpha": 0.5}),
+        ("fp4_matmul.default", (a[0], a[1], a[0], a[1]), {"mode": "exact32"}),
+        ("hadamard.default", (torch.randn(2, 3, 64).half(), 32, signs), {"inverse": True}),
+        ("hadamard.default", (torch.randn(5, 200)[:, 16:80], 64), {}),
+    ]  # fmt: skip
+
+
 def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     """Calls that cover every argument, empty batches and rows that lie apart."""
     torch.manual_seed(0)
@@ -110,6 +148,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         + rebuild_samples()
         + [("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5})]
         + [("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {})]
+        + fp4_samples()
     )
 
 

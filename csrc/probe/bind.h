@@ -17,5 +17,6 @@ void bind_layout(py::module_& m);
 void bind_simulator(py::module_& m);
 void bind_primitives(py::module_& m);
 void bind_int4fp8(py::module_& m);
+void bind_fp4(py::module_& m);
 
 }  // namespace wlib::probe

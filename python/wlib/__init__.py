@@ -2,6 +2,7 @@
 
 from . import _ops, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
+from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
 from .prefill import (
@@ -15,6 +16,7 @@ from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
+    "FP4Tensor",
     "Int4KVCache",
     "Int4Weight",
     "PackedInt4Weight",
@@ -22,8 +24,12 @@ __all__ = [
     "atoms_reconstruct",
     "attention_prefill",
     "combine",
+    "fp4_matmul",
+    "fp4_quantize",
+    "fp4_requantize_t",
     "fp8_group_sums",
     "fp8_quantize",
+    "hadamard",
     "info",
     "int4fp8_gemm",
     "merge_attention_states",

@@ -69,6 +69,10 @@ def info() -> Info:
             "atoms_reconstruct": _rows("wlib_atoms_reconstruct_rows"),
             "atoms_reconstruct_backward": _rows("wlib_atoms_reconstruct_backward_rows"),
             "atoms_combine": _rows("wlib_atoms_combine_rows"),
+            "fp4_quantize": _rows("wlib_fp4_quantize_rows"),
+            "fp4_requantize_t": _rows("wlib_fp4_quantize_rows"),
+            "fp4_matmul": _rows("wlib_fp4_matmul_rows"),
+            "hadamard": _rows("wlib_hadamard_rows"),
         },
     )
 

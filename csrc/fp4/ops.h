@@ -1,0 +1,34 @@
+// The ops of family fp4, as the dispatcher calls them (schemas: csrc/library.cpp).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace wlib::fp4 {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Six tensors per side, rows before columns: codes, scales, global_scale, carrier, row_scale, mask;
+// those that were not asked for have shape [0].
+std::vector<Tensor> quantize(const Tensor& x, std::string format, std::string axis,
+                             std::string scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+                             std::optional<Tensor> global_scale, bool packed, std::string carrier,
+                             int64_t window, bool mask, bool swizzle);
+// The same six of the transposed matrix.
+std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
+                                 std::optional<Tensor> old_global_scale, std::string format,
+                                 std::string scale_rule, int64_t hadamard,
+                                 std::optional<Tensor> signs, std::optional<Tensor> global_scale,
+                                 bool packed, std::string carrier, int64_t window, bool mask,
+                                 bool swizzle);
+Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
+              std::optional<Tensor> a_global, std::optional<Tensor> b_global, double alpha,
+              std::string mode, std::optional<ScalarType> out_dtype);
+Tensor hadamard(const Tensor& x, int64_t size, std::optional<Tensor> signs, bool inverse);
+
+}  // namespace wlib::fp4

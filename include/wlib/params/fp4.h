@@ -1,0 +1,87 @@
+// What the ops of family fp4 hand to their kernels, CPU and CUDA alike. Filled in one place,
+// quantize.cpp and matmul.cpp, after every argument has been checked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wlib/numerics/fp4_carrier.h"
+#include "wlib/numerics/fp4_scale.h"
+#include "wlib/params/int4fp8.h"
+
+namespace wlib::fp4 {
+
+// A matrix [rows, columns] in packed FP4. codes: two per byte, low nibble = even column; scales of
+// blocks along a row, row-major; of mxfp4 E8M0, of nvfp4 E4M3 times one global scale.
+struct Packed {
+  const uint8_t* codes;       // [rows, columns / 2]
+  const uint8_t* scales;      // [rows, columns / block]
+  const float* global_scale;  // scalar, or null for mxfp4
+};
+
+// Where the values come from: x of x_type with unit stride along a row, or packed codes.
+struct Source {
+  int64_t rows, columns;
+  const void* x;  // null: packed
+  FloatType x_type;
+  int64_t x_stride;  // elements between rows of x
+  Packed packed;
+};
+
+// What becomes of them; any pointer but global_scale may be null: not wanted.
+struct Outputs {
+  uint8_t* codes;    // [rows, columns / 2]
+  uint8_t* scales;   // [rows, columns / block], or swizzled (layout/scales_128x4.h)
+  uint8_t* carrier;  // [rows, columns] FP8
+  float* row_scale;  // [rows], what the carrier's values are to be multiplied with
+  uint8_t* mask;     // [rows, columns / 8], bit i of byte j: |value / scale| < 6 at 8 j + i
+};
+
+struct QuantizeParams {
+  Source source;
+  bool transpose;  // outputs are of the transposed source
+  Outputs out;
+  ScaleRule rule;
+  Carrier carrier;
+  int window;           // binades that the scales of a row may span; 0: any
+  int hadamard;         // size of the rotated blocks; 0: none
+  const int8_t* signs;  // [hadamard] or null; negative ones flip a value before the rotation
+  bool swizzle;
+  float* global_scale;         // scalar of nvfp4: written, unless
+  bool global_scale_is_given;  // then read
+
+  int64_t rows() const { return transpose ? source.columns : source.rows; }
+  int64_t columns() const { return transpose ? source.rows : source.columns; }
+  int block() const { return is_mx(rule) ? kMxBlock : kNvBlock; }
+};
+
+// y[r, :] = x[r, :] rotated in blocks of `size`: signs before the rotation, or after its inverse.
+struct HadamardParams {
+  const void* x;  // [rows, columns] of type, unit stride along a row
+  void* y;        // [rows, columns] of type, contiguous
+  int64_t rows, columns, x_stride;
+  int size;
+  const int8_t* signs;  // [size] or null
+  bool inverse;
+  FloatType type;
+};
+
+// y[m, n] = alpha * sum_k a[m, k] * b[n, k]
+struct Operand {
+  int64_t rows;
+  Packed packed;           // or
+  const uint8_t* carrier;  // [rows, k] FP8, and
+  const float* row_scale;  // [rows]
+  Carrier carrier_type;    // kNone: packed
+};
+enum class MatmulMode : int { kFold8, kBF16, kExact32 };
+struct MatmulParams {
+  Operand a, b;
+  int64_t k;
+  MatmulMode mode;
+  float alpha;
+  void* y;  // [m, n] of out_type, contiguous
+  FloatType out_type;
+};
+
+}  // namespace wlib::fp4
