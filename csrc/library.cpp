@@ -14,7 +14,14 @@
 #include "prefill/ops.h"
 
 STABLE_TORCH_LIBRARY(wlib, m) {
-  m.def("fp8_quantize(Tensor x) -> (Tensor, Tensor)");
+  // Codes, scales, the group sums if sums_group is given, the new residual if residual is given.
+  m.def("fp8_quantize(Tensor x, *, int? sums_group=None) -> Tensor[]");
+  m.def(
+      "rms_norm_fp8_quantize(Tensor x, Tensor weight, *, float eps=1e-6, Tensor? residual=None, "
+      "int? sums_group=None) -> Tensor[]");
+  m.def(
+      "silu_mul_fp8_quantize(Tensor gate_up, *, bool interleaved=False, int? sums_group=None) -> "
+      "Tensor[]");
   m.def("fp8_group_sums(Tensor xq, int group_size) -> Tensor");
   m.def(
       "int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
@@ -73,6 +80,8 @@ STABLE_TORCH_LIBRARY(wlib, m) {
 
 static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp8_quantize", TORCH_BOX(&wlib::int4fp8::quantize));
+  m.impl("rms_norm_fp8_quantize", TORCH_BOX(&wlib::int4fp8::rms_norm_quantize));
+  m.impl("silu_mul_fp8_quantize", TORCH_BOX(&wlib::int4fp8::silu_mul_quantize));
   m.impl("fp8_group_sums", TORCH_BOX(&wlib::int4fp8::group_sums));
   m.impl("int4fp8_gemm", TORCH_BOX(&wlib::int4fp8::gemm));
   m.impl("int4fp8_gemm.out", TORCH_BOX(&wlib::int4fp8::gemm_out));
@@ -113,7 +122,8 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_cpu_isa() {
   return wlib::int4fp8::cpu_kernels().isa;
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_quantize_rows() {
-  return "cpu: one row at a time\n" WLIB_CUDA_ROWS("sm_90a: sm90_quantize, one CTA per token\n");
+  return "cpu: one row at a time\n" WLIB_CUDA_ROWS(
+      "sm_90a: sm90_quantize, 1 to 16 warps per token\n");
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_fp8_group_sums_rows() {
   return "cpu: one row at a time\n" WLIB_CUDA_ROWS(

@@ -144,6 +144,43 @@ PYTHON: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: wlib.fp8_quantize(torch.zeros(4, 3).T), ValueError,
      "wlib::fp8_quantize: expected x with unit stride in the last dimension and rows at one "
      "distance; call .contiguous(), got shape [3, 4] with strides [1, 3] (argument 'x')"),
+    (lambda: wlib.fp8_quantize(torch.zeros(0, 2**30)), ValueError,
+     "wlib::fp8_quantize: expected x of fewer than 2^30 columns, got 1073741824 (argument 'x')"),
+    *((lambda size=size: wlib.fp8_quantize(torch.zeros(3, 192), sums_group=size), ValueError,
+       "wlib::fp8_quantize: expected sums_group of 32, 64, a multiple of 128 or k itself, dividing "
+       f"k=192 (a multiple of 32), got {size} (argument 'sums_group')") for size in (0, 16, 128)),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4, dtype=torch.int8), torch.ones(4)),
+     TypeError, f"wlib::rms_norm_fp8_quantize: expected x of dtype {DTYPES}, got torch.int8 "
+     "(argument 'x')"),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(4, dtype=torch.float16)),
+     TypeError, "wlib::rms_norm_fp8_quantize: expected weight of dtype torch.float32 or x's "
+     "torch.float32, got torch.float16 (argument 'weight')"),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(3)), ValueError,
+     "wlib::rms_norm_fp8_quantize: expected weight of shape [4], got [3] (argument 'weight')"),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), strided(4)), ValueError,
+     "wlib::rms_norm_fp8_quantize: expected contiguous weight, got strides [2] "
+     "(argument 'weight')"),
+    *((lambda eps=eps: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(4), float(eps)),
+       ValueError, f"wlib::rms_norm_fp8_quantize: expected eps of at least 0 and finite, got {eps} "
+       "(argument 'eps')") for eps in ("-1.000000", "inf", "nan")),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(4),
+                                        residual=torch.zeros(3, 4).half()), TypeError,
+     "wlib::rms_norm_fp8_quantize: expected residual of dtype torch.float32, got torch.float16 "
+     "(argument 'residual')"),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(4),
+                                        residual=torch.zeros(4)), ValueError,
+     "wlib::rms_norm_fp8_quantize: expected residual of shape [3, 4], got [4] "
+     "(argument 'residual')"),
+    (lambda: wlib.rms_norm_fp8_quantize(torch.zeros(3, 4), torch.ones(4), residual=strided(3, 4)),
+     ValueError, "wlib::rms_norm_fp8_quantize: expected residual with unit stride in the last "
+     "dimension and rows at one distance; call .contiguous(), got shape [3, 4] with strides [8, 2] "
+     "(argument 'residual')"),
+    (lambda: wlib.silu_mul_fp8_quantize(torch.zeros(3, 5)), ValueError,
+     "wlib::silu_mul_fp8_quantize: expected gate_up of an even number of columns, got 5 "
+     "(argument 'gate_up')"),
+    (lambda: wlib.silu_mul_fp8_quantize(torch.zeros(3, 4, dtype=torch.float64)), TypeError,
+     f"wlib::silu_mul_fp8_quantize: expected gate_up of dtype {DTYPES}, got torch.float64 "
+     "(argument 'gate_up')"),
     (lambda: wlib.fp8_group_sums(torch.zeros(3, 64), 32), TypeError,
      "wlib::fp8_group_sums: expected xq of dtype torch.float8_e4m3fn, got torch.float32 "
      "(argument 'xq')"),

@@ -73,6 +73,12 @@ def test_alu_instructions_per_weight(kernels: dict[str, Kernel]) -> None:
         assert per_weight <= MAX_ALU_PER_WEIGHT, name
 
 
+def test_quantisers_leave_room_for_a_thousand_threads(kernels: dict[str, Kernel]) -> None:
+    found = {name: k for name, k in kernels.items() if name.startswith("int4fp8::quantize_kernel<")}
+    assert len(found) == 3 * 3  # inputs, types
+    assert not {name for name, kernel in found.items() if kernel.registers > 64}
+
+
 @pytest.mark.parametrize("column", machine_code.COLUMNS)
 def test_each_column_of_the_budget_can_fail(column: str) -> None:
     budget = machine_code.read_budget()

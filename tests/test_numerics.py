@@ -56,6 +56,53 @@ def bits(x: npt.NDArray[np.generic]) -> npt.NDArray[np.uint32]:
     return np.asarray(x, np.float32).view(np.uint32)
 
 
+def test_quotient_rounds_like_the_division() -> None:
+    rng = np.random.default_rng(0)
+    for divisor in (1.0, 1.5, 1e-38, 3e-44, 1e35, *2.0 ** rng.uniform(-140, 110, 40)):
+        d = float(np.float32(divisor))
+        quotient = 2.0 ** rng.integers(-40, 9, 2**18) * rng.uniform(1, 1.75, 2**18)
+        # Also numbers whose quotients lie next to the middle of two floats.
+        quotient[::2] = quotient[::2].astype(np.float32) * (1 + 2.0**-24 * rng.choice([-1, 1]))
+        x = (np.concatenate([quotient, -quotient, [0.0, -0.0, 448]]) * d).astype(np.float32)
+        expected = x / np.float32(d)
+        got = wlib_probe.quotient(x, np.float32(d))
+        assert np.array_equal(bits(got), bits(expected))
+
+
+def bits_to_float(bits: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    return np.asarray(bits).astype(np.uint32).view(np.float32)
+
+
+def test_quotient_of_infinity_and_nan() -> None:
+    x = np.array([1, -1, 0, np.inf, -np.inf, np.nan], np.float32)
+    got = wlib_probe.quotient(x, np.float32(np.inf))
+    assert np.array_equal(bits(got[:3]), bits(np.array([0.0, -0.0, 0.0])))
+    assert np.isnan(got[3:]).all()
+    assert np.isnan(wlib_probe.quotient(x, np.float32(np.nan))).all()
+
+
+def test_division_by_an_approximate_reciprocal_rounds_like_the_division() -> None:
+    rng = np.random.default_rng(2)
+    size = 2**21
+    d = bits_to_float(rng.integers(0x3F800000, 0x3F800000 + (116 << 23), size))
+    x = bits_to_float(rng.integers(0x30000000, 0x42A00000, size)) * rng.choice([-1, 1], size)
+    x = x.astype(np.float32)
+    reciprocal = 1 / d
+    for off in (-1, 0, 1):  # the instruction is off by one in the last place at most
+        approximate = bits_to_float(bits(reciprocal) + np.uint32(off % 2**32))
+        got = wlib_probe.divide_by_reciprocal(x, d, approximate)
+        fair = np.abs(x / d) > 2.0**-100  # below, so small that silu does not care
+        assert np.array_equal(bits(got[fair]), bits((x / d)[fair]))
+
+
+def test_exp() -> None:
+    x = np.linspace(-80, 80, 2**21).astype(np.float32)
+    exact = np.exp(x.astype(np.float64))
+    error = np.abs(wlib_probe.exp_between_80(x) - exact) / exact
+    assert error.max() < 2.0**-22
+    assert error.max() > 2.0**-24
+
+
 def test_e4m3_to_float() -> None:
     got = wlib_probe.e4m3_to_float(CODES)
     numbers = ~np.isnan(VALUES)

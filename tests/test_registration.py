@@ -15,7 +15,11 @@ FP8 = torch.float8_e4m3fn
 OPS = torch.ops.wlib
 
 SCHEMAS = {
-    "fp8_quantize.default": "wlib::fp8_quantize(Tensor x) -> (Tensor, Tensor)",
+    "fp8_quantize.default": "wlib::fp8_quantize(Tensor x, *, int? sums_group=None) -> Tensor[]",
+    "rms_norm_fp8_quantize.default": "wlib::rms_norm_fp8_quantize(Tensor x, Tensor weight, *, "
+    "float eps=9.9999999999999995e-07, Tensor? residual=None, int? sums_group=None) -> Tensor[]",
+    "silu_mul_fp8_quantize.default": "wlib::silu_mul_fp8_quantize(Tensor gate_up, *, "
+    "bool interleaved=False, int? sums_group=None) -> Tensor[]",
     "fp8_group_sums.default": "wlib::fp8_group_sums(Tensor xq, int group_size) -> Tensor",
     "append_kv_int4.default": "wlib::append_kv_int4(Tensor k, Tensor v, Tensor slot_mapping, "
     "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor(c!) k_scale, Tensor(d!) v_scale, *, "
@@ -121,6 +125,16 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         torch.randn(0, 64),
         torch.randn(5, 200)[:, 16:80],
     ]
+    weight = torch.rand(64)
+    norm: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
+        ((quantize[0], weight), {}),
+        ((quantize[1], weight), {"residual": quantize[1] + 1, "eps": 0.1}),
+        ((quantize[4], weight), {"residual": quantize[4] + 1, "sums_group": 64}),
+    ]
+    silu: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
+        ((quantize[0],), {}),
+        ((quantize[3],), {"interleaved": True, "sums_group": 32}),
+    ]
     sums = [(x.to(FP8), size) for x, size in zip(quantize, (32, 64, 64, 64, 32), strict=True)]
     gemm = [
         gemm_arguments((3,), 256, packed(40, 256, 128)),
@@ -142,6 +156,9 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     residual = torch.randn(3, 4, 1), torch.randn(3, 1, 6)
     return (
         [("fp8_quantize.default", (x,), {}) for x in quantize]
+        + [("fp8_quantize.default", (quantize[1],), {"sums_group": 32})]
+        + [("rms_norm_fp8_quantize.default", *call) for call in norm]
+        + [("silu_mul_fp8_quantize.default", *call) for call in silu]
         + [("fp8_group_sums.default", call, {}) for call in sums]
         + [("int4fp8_gemm.default", *call) for call in gemm]
         + [("int4fp8_gemm.out", *call) for call in out]
@@ -256,6 +273,20 @@ def test_compile_of_the_functions() -> None:
         for m in (5, 50):
             x = torch.randn(m, 128)
             assert torch.equal(compiled(x), run(x))
+
+
+def test_compile_of_the_fused_quantisers() -> None:
+    weight = torch.rand(128)
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        xq, xs, sums, h = wlib.rms_norm_fp8_quantize(x, weight, residual=x, sums_group=64)
+        return xq.float() * xs[:, None], sums, *wlib.silu_mul_fp8_quantize(h)
+
+    compiled = torch.compile(run, fullgraph=True, dynamic=True)
+    for m in (3, 5, 50):
+        x = torch.randn(m, 128)
+        for got, expected in zip(compiled(x), run(x), strict=True):
+            assert torch.equal(got.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_export_of_the_functions() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quantize_problems import GroupSumsCase, QuantizeCase
+from quantize_problems import FusedCase, GroupSumsCase, QuantizeCase
 from sim.mutants import CONTROL, MUTANTS
 from sim.planting import Mutant, Results, apply, run_all
 from sim_problems import (
@@ -18,10 +18,11 @@ from sim_problems import (
     GemmCase,
     Shape,
     exact_problem,
+    to_bf16,
 )
 
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]
-Case = GemmCase | QuantizeCase | GroupSumsCase
+Case = GemmCase | QuantizeCase | FusedCase | GroupSumsCase
 Cases = dict[str, list[Case]]  # by the instrumented file they run
 
 
@@ -29,6 +30,24 @@ def gemm_case(rng: np.random.Generator, shape: Shape, **arguments: Any) -> GemmC
     problem = exact_problem(rng, shape)
     problem.bias = np.arange(shape.n, dtype=np.float32)
     return GemmCase(problem, problem.packed(), arguments)
+
+
+def fused_cases(rng: np.random.Generator, options: dict[str, Any]) -> list[FusedCase]:
+    """CTAs of several rows, padding, tails, rows that lie apart, and a row without a scale."""
+
+    def draw(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    two_rows = to_bf16(draw(5, 2176))
+    residual = to_bf16(draw(5, 2200))
+    weight = to_bf16(draw(2176))
+    zeros = np.stack((np.zeros(36, np.float32), np.full(36, 1e-30, np.float32)))
+    return [
+        FusedCase(two_rows, options, weight, residual, sums_group=64),
+        FusedCase(draw(3, 192), options, interleaved=True, sums_group=32),
+        FusedCase(zeros, options),
+        FusedCase(zeros, options, np.ones(36, np.float32), zeros, eps=0.0),
+    ]
 
 
 def make_cases() -> Cases:
@@ -43,6 +62,7 @@ def make_cases() -> Cases:
             cases["sim_int4fp8.cpp"].append(case)
         rows = rng.standard_normal((3, 4097)).astype(np.float32)
         cases["sim_quantize.cpp"].append(QuantizeCase(rows, options))
+        cases["sim_quantize.cpp"] += fused_cases(rng, options)
         codes = rng.integers(0, 127, (5, 1120)).astype(np.uint8)
         cases["sim_quantize.cpp"] += [GroupSumsCase(codes, log2, options) for log2 in (5, 7)]
         for small, group_size in zip(COOPERATIVE_INSTANCES[-2:], (128, 64), strict=True):

@@ -77,7 +77,9 @@ def compiled_kernels(entry: Entry) -> set[str]:
 
 def simulated_kernels() -> set[str]:
     """The same names, of what the simulator's tests run."""
-    found = {f"int4fp8::quantize_kernel<{t}>" for t in ("__half", "__nv_bfloat16", "float")}
+    types = ("__half", "__nv_bfloat16", "float")
+    rows = ("PlainRow", "RmsNormRow", "SiluMulRow")
+    found = {f"int4fp8::quantize_kernel<{row}<{t}>>" for row in rows for t in types}
     found.add("int4fp8::group_sums_kernel")
     for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
         values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"

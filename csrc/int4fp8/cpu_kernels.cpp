@@ -252,11 +252,13 @@ void dequantize_block(const uint8_t* block, int64_t k_tiles, int4::Layout layout
 
 // cpu_quantize_kernels.cpp
 float quantize_row(const float* x, int64_t k, uint8_t* codes);
+void rms_norm_row(float* h, const float* weight, int64_t k, float eps);
+void silu_mul_row(const float* gate, const float* up, int64_t k, float* v);
 void group_sums_row(const uint8_t* codes, int64_t k, int group_log2, float* sums, int64_t pitch);
 
 extern const CpuKernels kKernels;
 const CpuKernels kKernels = {
     WLIB_TEXT(WLIB_ISA), gather_activations, multiply_block, dequantize_block, expand,
-    quantize_row,        group_sums_row};
+    quantize_row,        rms_norm_row,       silu_mul_row,   group_sums_row};
 
 }  // namespace wlib::int4fp8::WLIB_ISA

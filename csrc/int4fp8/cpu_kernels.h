@@ -36,6 +36,9 @@ struct CpuKernels {
                            int64_t k, float* out);
   void (*expand)(const uint8_t* codes, int64_t count, float* values);  // E4M3 -> float
   float (*quantize_row)(const float* x, int64_t k, uint8_t* codes);    // returns the scale
+  // In place: h -> h / sqrt(mean(h^2) + eps) * weight
+  void (*rms_norm_row)(float* h, const float* weight, int64_t k, float eps);
+  void (*silu_mul_row)(const float* gate, const float* up, int64_t k, float* v);
   // sums[g * pitch] = sum of the values of group g of a row of codes
   void (*group_sums_row)(const uint8_t* codes, int64_t k, int group_log2, float* sums,
                          int64_t pitch);

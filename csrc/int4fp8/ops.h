@@ -5,7 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <tuple>
+#include <vector>
 
 namespace wlib::int4fp8 {
 
@@ -18,7 +18,14 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
 void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
               int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
               const Tensor& out);
-std::tuple<Tensor, Tensor> quantize(const Tensor& x);
+// All three return codes, scales, the group sums if sums_group is given, and the new residual if
+// residual is given.
+std::vector<Tensor> quantize(const Tensor& x, std::optional<int64_t> sums_group);
+std::vector<Tensor> rms_norm_quantize(const Tensor& x, const Tensor& weight, double eps,
+                                      std::optional<Tensor> residual,
+                                      std::optional<int64_t> sums_group);
+std::vector<Tensor> silu_mul_quantize(const Tensor& gate_up, bool interleaved,
+                                      std::optional<int64_t> sums_group);
 Tensor group_sums(const Tensor& xq, int64_t group_size);
 
 }  // namespace wlib::int4fp8

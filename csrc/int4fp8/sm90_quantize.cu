@@ -8,13 +8,9 @@ namespace wlib::int4fp8 {
 
 const char* quantize_cuda(const QuantizeParams& p, int device, void* stream) {
   if (const char* refusal = refuse_device(device)) return refusal;
-  const auto run = [&](auto kernel) {
-    return sm90::launch(kernel, dim3(unsigned(p.rows)), kQuantizeThreads, sizeof(QuantizeSmem), 1,
-                        static_cast<cudaStream_t>(stream), p);
-  };
-  const cudaError_t error = p.x_type == FloatType::kFloat32    ? run(quantize_kernel<float>)
-                            : p.x_type == FloatType::kBFloat16 ? run(quantize_kernel<__nv_bfloat16>)
-                                                               : run(quantize_kernel<__half>);
+  const QuantizeLaunch l = quantize_launch(p);
+  const cudaError_t error = sm90::launch(l.kernel, dim3(unsigned(l.ctas)), l.threads, l.smem_bytes,
+                                         1, static_cast<cudaStream_t>(stream), p);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

@@ -58,17 +58,43 @@ sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& wei
   return int4fp8::simulate_cooperative(p, {tokens, slabs, stages, ctas}, options);
 }
 
-// x [rows, k] -> codes [rows, k] E4M3 bits, scale [rows]
+// x [rows, k], or [rows, 2 k] with `interleaved` given -> codes [rows, k] E4M3 bits, scale [rows],
+// sums [groups, pitch] or None; `weight` [k] asks for the norm.
 sim::Report quantize(const py::array& x, Array<uint8_t>& codes, Array<float>& scale,
-                     const sim::Options& options) {
+                     std::optional<Array<float>> sums, int group_log2,
+                     const std::optional<py::array>& weight,
+                     const std::optional<py::array>& residual,
+                     std::optional<py::array> new_residual, float eps,
+                     std::optional<bool> interleaved, const sim::Options& options) {
   int4fp8::QuantizeParams p{};
   p.x = x.data();
   p.codes = codes.mutable_data();
   p.scale = scale.mutable_data();
   p.rows = x.shape(0);
-  p.k = x.shape(1);
+  p.k = codes.shape(1);
   p.x_stride = x.strides(0) / x.itemsize();
   p.x_type = float_type(x);
+  p.row_warps = int4fp8::row_warps(p.k);
+  if (sums) {
+    p.sums = sums->mutable_data();
+    p.pitch = sums->shape(1);
+    p.group_log2 = group_log2;
+  }
+  if (weight) {
+    p.input = int4fp8::RowInput::kRmsNorm;
+    p.weight = weight->data();
+    p.weight_type = float_type(*weight);
+    p.eps = eps;
+  }
+  if (residual) {
+    p.residual = residual->data();
+    p.residual_stride = residual->strides(0) / residual->itemsize();
+    p.new_residual = new_residual->mutable_data();
+  }
+  if (interleaved) {
+    p.input = int4fp8::RowInput::kSiluMul;
+    p.interleaved = *interleaved;
+  }
   return int4fp8::simulate_quantize(p, options);
 }
 
@@ -95,7 +121,10 @@ void bind_int4fp8(py::module_& m) {
         py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"), py::arg("stages"),
         py::arg("ctas"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
-        py::arg("scale").noconvert(), py::kw_only(), py::arg("options"));
+        py::arg("scale").noconvert(), py::kw_only(), py::arg("sums") = py::none(),
+        py::arg("group_log2") = 0, py::arg("weight") = py::none(), py::arg("residual") = py::none(),
+        py::arg("new_residual") = py::none(), py::arg("eps") = 0.0f,
+        py::arg("interleaved") = py::none(), py::arg("options"));
   m.def("int4fp8_group_sums", &group_sums, py::arg("x").noconvert(), py::arg("sums").noconvert(),
         py::kw_only(), py::arg("group_log2"), py::arg("options"));
 }

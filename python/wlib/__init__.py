@@ -4,13 +4,19 @@ from . import _ops, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
 from .info import info
-from .int4fp8 import Int4Weight, PackedInt4Weight, fp8_group_sums, fp8_quantize, int4fp8_gemm
+from .int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
 from .prefill import (
     Int4KVCache,
     attention_prefill,
     merge_attention_states,
     quantize_kv_int4,
     quantize_q_fp8,
+)
+from .quantizer import (
+    fp8_group_sums,
+    fp8_quantize,
+    rms_norm_fp8_quantize,
+    silu_mul_fp8_quantize,
 )
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
@@ -38,6 +44,8 @@ __all__ = [
     "quantize_kv_int4",
     "quantize_q_fp8",
     "rebuild",
+    "rms_norm_fp8_quantize",
+    "silu_mul_fp8_quantize",
     "tucker_merge",
     "tucker_merge_many",
     "tucker_reconstruct",

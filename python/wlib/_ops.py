@@ -10,21 +10,55 @@ from torch import Tensor
 from . import _load  # noqa: F401  registers torch.ops.wlib
 
 
-def sums_shape(shape: torch.Size, group_size: int) -> tuple[int, int]:
+def _sums_shape(shape: torch.Size, group_size: int) -> tuple[int, int]:
     """Groups of at most 128 columns, and the tokens of x rounded up to a multiple of 4."""
     *lead, k = shape
     return -(-k // min(group_size, 128)), -(-math.prod(lead) // 4) * 4
 
 
 @torch.library.register_fake("wlib::fp8_quantize")
-def _fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    codes = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    return codes, torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
+def _fp8_quantize(x: Tensor, *, sums_group: int | None = None) -> list[Tensor]:
+    return _quantized(x, x.shape, sums_group)
+
+
+@torch.library.register_fake("wlib::rms_norm_fp8_quantize")
+def _rms_norm_fp8_quantize(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    eps: float = 1e-6,
+    residual: Tensor | None = None,
+    sums_group: int | None = None,
+) -> list[Tensor]:
+    outputs = _quantized(x, x.shape, sums_group)
+    if residual is not None:
+        outputs.append(torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    return outputs
+
+
+@torch.library.register_fake("wlib::silu_mul_fp8_quantize")
+def _silu_mul_fp8_quantize(
+    gate_up: Tensor, *, interleaved: bool = False, sums_group: int | None = None
+) -> list[Tensor]:
+    *lead, columns = gate_up.shape
+    return _quantized(gate_up, torch.Size((*lead, columns // 2)), sums_group)
+
+
+def _quantized(like: Tensor, shape: torch.Size, sums_group: int | None) -> list[Tensor]:
+    """Codes of this shape, scales and, if asked, group sums."""
+    outputs = [
+        torch.empty(shape, dtype=torch.float8_e4m3fn, device=like.device),
+        torch.empty(shape[:-1], dtype=torch.float32, device=like.device),
+    ]
+    if sums_group is not None:
+        sums = _sums_shape(shape, sums_group)
+        outputs.append(torch.empty(sums, dtype=torch.float32, device=like.device))
+    return outputs
 
 
 @torch.library.register_fake("wlib::fp8_group_sums")
 def _fp8_group_sums(xq: Tensor, group_size: int) -> Tensor:
-    return xq.new_empty(sums_shape(xq.shape, group_size), dtype=torch.float32)
+    return xq.new_empty(_sums_shape(xq.shape, group_size), dtype=torch.float32)
 
 
 @torch.library.register_fake("wlib::int4fp8_gemm")

@@ -60,6 +60,8 @@ def info() -> Info:
         cuda_kernels=text("wlib_cuda_summary"),
         dispatch={
             "fp8_quantize": _rows("wlib_fp8_quantize_rows"),
+            "rms_norm_fp8_quantize": _rows("wlib_fp8_quantize_rows"),
+            "silu_mul_fp8_quantize": _rows("wlib_fp8_quantize_rows"),
             "fp8_group_sums": _rows("wlib_fp8_group_sums_rows"),
             "int4fp8_gemm": _rows("wlib_int4fp8_gemm_rows"),
             "append_kv_int4": _rows("wlib_append_kv_int4_rows"),

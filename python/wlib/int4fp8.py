@@ -226,52 +226,6 @@ class PackedInt4Weight:
         return replace(self, data=self.data.to(device))
 
 
-def fp8_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise activations to E4M3 with one scale per token.
-
-    Args:
-        x: float32, bfloat16 or float16 [..., K].
-
-    Returns:
-        xq: float8_e4m3fn [..., K], x / scale rounded to nearest even and saturated at 448.
-        scale: float32 [...] = absmax/448 over the token; 0 for a token of zeros, NaN or Inf for a
-            token that holds one, whose products are then NaN.
-
-    Raises:
-        TypeError: x has another dtype.
-        NotImplementedError: no kernel serves the device of x.
-    """
-    try:
-        xq, scale = torch.ops.wlib.fp8_quantize(x)
-    except ValueError as error:
-        raise typed_error(error) from None
-    return xq, scale
-
-
-def fp8_group_sums(xq: Tensor, group_size: int) -> Tensor:
-    """Add up the values of E4M3 codes group by group, for weights with zero points.
-
-    Args:
-        xq: float8_e4m3fn [..., K], seen as M tokens.
-        group_size: columns that share a scale of the weight; they are cut into groups of at most
-            s = min(group_size, 128, K) columns.
-
-    Returns:
-        float32 [ceil(K/s), P], P = M rounded up to a multiple of 4. Entry [g, m] is the sum over
-        group g of token m, exact and rounded once; 0 in the padding; NaN where a code is.
-
-    Raises:
-        TypeError: xq has another dtype.
-        ValueError: group_size does not fit K; on a GPU, xq or its rows are not 16-byte aligned.
-        NotImplementedError: no kernel serves the device of xq.
-    """
-    try:
-        sums: Tensor = torch.ops.wlib.fp8_group_sums(xq, group_size)
-    except ValueError as error:
-        raise typed_error(error) from None
-    return sums
-
-
 def int4fp8_gemm(
     xq: Tensor,
     p: PackedInt4Weight,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .atoms import atoms_reconstruct
 from .info import info
-from .int4fp8 import fp8_quantize, int4fp8_gemm
+from .int4fp8 import int4fp8_gemm
+from .quantizer import fp8_quantize
 from .reference import atoms as reference_atoms
 from .reference import exact
 from .reference import int4fp8 as reference

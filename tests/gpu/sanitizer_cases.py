@@ -31,6 +31,8 @@ def main(device: str) -> int:
         x = torch.randn(m, k, generator=torch.Generator().manual_seed(k))
         codes, _ = wlib.fp8_quantize(x.to(device))
         expected_codes, _ = wlib.fp8_quantize(x)
+        wlib.rms_norm_fp8_quantize(x.to(device), torch.ones(k, device=device), sums_group=k)
+        wlib.silu_mul_fp8_quantize(x.to(device))
         right = torch.equal(y.cpu(), problem.expected()) and torch.equal(
             codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8)
         )

@@ -140,6 +140,32 @@ def test_fp8_group_sums_give_the_bits_of_the_cpu(shape: tuple[int, ...], group_s
     assert torch.equal(sums.cpu(), wlib.fp8_group_sums(xq, group_size))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 8), (9, 384), (3, 1001), (64, 4096), (5, 28672), (2, 65536)])
+def test_fused_quantisers_give_the_bits_of_the_cpu(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    draw = torch.Generator().manual_seed(shape[-1])
+    x, residual = (torch.randn(shape, generator=draw).to(dtype) * 4 for _ in range(2))
+    weight = torch.randn(shape[-1], generator=draw).to(dtype)
+    size = 64 if shape[-1] % 64 == 0 else None
+    pairs = torch.cat((x, residual), dim=1)
+
+    def run(device: str) -> list[torch.Tensor]:
+        a, b, w, p = (tensor.to(device) for tensor in (x, residual, weight, pairs))
+        ops = torch.ops.wlib
+        return [
+            *ops.fp8_quantize(a, sums_group=size),
+            *ops.rms_norm_fp8_quantize(a, w, residual=b, sums_group=size),
+            *ops.rms_norm_fp8_quantize(a, w.float(), eps=1e-3),
+            *ops.silu_mul_fp8_quantize(p, sums_group=size),
+            *ops.silu_mul_fp8_quantize(p, interleaved=True),
+        ]
+
+    for got, expected in zip(run("cuda"), run("cpu"), strict=True):
+        assert torch.equal(got.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
 def test_fp8_quantize_of_every_bfloat16() -> None:
     bits = torch.arange(65536, dtype=torch.int32).to(torch.int16)
     values = bits.view(torch.bfloat16)

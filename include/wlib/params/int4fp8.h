@@ -30,15 +30,45 @@ struct GemmParams {
   FloatType bias_type, out_type;
 };
 
-// codes[r, k] = E4M3(x[r, k] / scale[r]), scale[r] = max_k |x[r, k]| / 448
+// What the quantiser makes of a row before it quantises it.
+enum class RowInput : int {
+  kPlain,    // v = x
+  kRmsNorm,  // h = x + residual, v = h / sqrt(mean(h^2) + eps) * weight
+  kSiluMul   // v = silu(gate) * up
+};
+
+// codes[r, k] = E4M3(v[r, k] / scale[r]), scale[r] = max_k |v[r, k]| / 448
 struct QuantizeParams {
-  const void* x;   // [rows, k] of x_type, unit stride along k
+  const void* x;   // [rows, k] of x_type, unit stride along k; kSiluMul: [rows, 2 k]
   uint8_t* codes;  // [rows, k], contiguous
   float* scale;    // [rows]
+  float* sums;     // null, or as in GroupSumsParams, with pitch and group_log2
   int64_t rows, k;
   int64_t x_stride;  // elements between rows of x
+  int64_t pitch;
+  int group_log2;
+  int row_warps;  // row_warps(k)
   FloatType x_type;
+  RowInput input;
+  // kRmsNorm
+  const void* weight;    // [k] of weight_type
+  const void* residual;  // null, or [rows, k] of x_type, unit stride along k
+  void* new_residual;    // [rows, k] of x_type, contiguous: h
+  int64_t residual_stride;
+  FloatType weight_type;  // x_type or kFloat32
+  float eps;
+  // kSiluMul
+  bool interleaved;  // x[r, 2 k], x[r, 2 k + 1] = gate, up; else gate = x[r, k], up = x[r, K + k]
 };
+
+// Warps that share a row: about 1024 columns each. Part of the definition of sums over a row:
+// thread t of them adds up every column c with c / 8 % threads = t.
+constexpr int kRowRun = 8;  // neighbouring columns of a thread
+constexpr int row_warps(int64_t k) {
+  int warps = 1;
+  while (warps < 16 && warps * 1024 < k) warps *= 2;
+  return warps;
+}
 
 // sums[g, r] = sum of the values of x[r, k] over the columns k of group g; 0 in the padding
 struct GroupSumsParams {

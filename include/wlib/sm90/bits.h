@@ -16,4 +16,16 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
+// The larger of two numbers that are not negative; NaN beats every number.
+WLIB_DEVICE float max_or_nan(float a, float b) {
+#if WLIB_ON_DEVICE
+  float out;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
+  return out;
+#else
+  // NaN's bits, as an integer, are larger than any number's.
+  return __builtin_bit_cast(uint32_t, a) > __builtin_bit_cast(uint32_t, b) ? a : b;
+#endif
+}
+
 }  // namespace wlib::sm90

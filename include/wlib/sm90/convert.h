@@ -19,4 +19,17 @@ WLIB_DEVICE float2 e4m3x2_to_float2(uint16_t codes) {
 #endif
 }
 
+// Four codes, a's in the lowest byte: nearest, ties to even, saturating; NaN stays NaN.
+WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
+#if WLIB_ON_DEVICE
+  uint16_t low, high;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
+  return low | uint32_t(high) << 16;
+#else
+  return float_to_e4m3(a) | float_to_e4m3(b) << 8 | float_to_e4m3(c) << 16 |
+         uint32_t(float_to_e4m3(d)) << 24;
+#endif
+}
+
 }  // namespace wlib::sm90

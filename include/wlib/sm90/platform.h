@@ -9,12 +9,15 @@
 #define WLIB_ON_DEVICE 1
 // One CTA per SM: the compiler may then use all of its registers.
 #define WLIB_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// At least `ctas` of them per SM.
+#define WLIB_KERNEL_RESIDENT(threads, ctas) __global__ void __launch_bounds__(threads, ctas)
 #define WLIB_DEVICE __device__ __forceinline__
 #define WLIB_GRID_CONSTANT const __grid_constant__
 #else
 #include "sim/device.h"
 #define WLIB_ON_DEVICE 0
 #define WLIB_KERNEL(threads) void
+#define WLIB_KERNEL_RESIDENT(threads, ctas) void
 #define WLIB_DEVICE inline
 #define WLIB_GRID_CONSTANT const
 #endif

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..int4fp8 import Int4Weight, fp8_quantize
+from ..int4fp8 import Int4Weight
+from ..quantizer import fp8_quantize
 from ..reference.int4fp8 import int4fp8_gemm
 from .arms import (
     Arm,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import layout
 from ..errors import check_device, check_dtype, check_shape, refuse
-from ..int4fp8 import Int4Weight, PackedInt4Weight, fp8_quantize, int4fp8_gemm
+from ..int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
+from ..quantizer import fp8_quantize
 
 _NAME = "wlib.nn.Int4Fp8Linear"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)

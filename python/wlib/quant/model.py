@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from .. import layout
 from ..errors import refuse
-from ..int4fp8 import fp8_quantize
 from ..nn import Int4Fp8Linear
 from ..nn.replace import matches
+from ..quantizer import fp8_quantize
 from .calibration import Batch, layer_inputs, linear_layer, stages
 from .channels import LLAMA_FOLDS, Fold, scale_channels
 from .moments import Moments
