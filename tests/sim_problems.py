@@ -220,7 +220,13 @@ class Result(NamedTuple):
     findings: list[Any]
 
 
-def decode(
+def decode(*arguments: Any, **options: Any) -> Result:
+    """Run the decode kernel as `decode_report` does."""
+    y, report = decode_report(*arguments, **options)
+    return Result(y, report.findings)
+
+
+def decode_report(
     problem: Problem,
     instance: Instance,
     split: int = 1,
@@ -228,8 +234,8 @@ def decode(
     out: type[np.generic] = np.float32,
     packed: npt.NDArray[np.uint8] | None = None,
     **options: Any,
-) -> Result:
-    """Run the decode kernel: `clusters` clusters of `split` CTAs share the work."""
+) -> tuple[npt.NDArray[Any], Any]:
+    """The result and report of the decode kernel in `clusters` clusters of `split` CTAs."""
     poison = 0x7FC1 if out is np.uint16 else np.nan
     y = np.full((problem.shape.m, problem.shape.n), poison, out)
     report = probe.int4fp8_decode(
@@ -247,7 +253,7 @@ def decode(
         clusters=clusters,
         options=probe.Options(**options),
     )
-    return Result(y, report.findings)
+    return y, report
 
 
 class CooperativeInstance(NamedTuple):

@@ -1,4 +1,4 @@
-"""The packed INT4 layout against CuTe's account of wgmma's registers, and the plan of the split."""
+"""The packed INT4 layout against CuTe's account of wgmma's registers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import wlib_probe
 
 from wlib import layout
-from wlib.bench.suites import load_suite
 
 # (n, k, group size): rows and columns off the tile grid, every way a group can share a tile.
 SHAPES = ((64, 128, 128), (1, 32, 32), (65, 160, 32), (70, 96, 96), (63, 192, 64), (130, 160, 160),
@@ -82,45 +81,3 @@ def test_sizes_are_those_of_the_header() -> None:
         for zeros in (False, True):
             _, row_bytes = layout.packed_shape(64, k, group_size, zeros)
             assert wlib_probe.int4_block_bytes(groups, zeros, -(-k // 128)) == row_bytes
-
-
-# Clusters of 1, 2, 4 and 8 CTAs that 132 SMs hold at one CTA each; a GPC may not hold whole eights.
-RESIDENT = ([132, 66, 33, 16], [132, 66, 32, 14], [132, 60, 0, 0], [7, 3, 1, 0])
-
-
-def cost(row_blocks: int, k_tiles: int, split: int, clusters: int) -> int:
-    """Tiles until the last cluster is done; an item costs two more than its longest share of K."""
-    return -(-row_blocks // clusters) * (-(-k_tiles // split) + 2)
-
-
-@pytest.mark.parametrize("resident", RESIDENT)
-@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
-def test_plan_is_the_cheapest_split_there_is(tokens: int, resident: list[int]) -> None:
-    for row_blocks, k_tiles in itertools.product(
-        (0, 1, 2, 16, 64, 132, 133, 448), range(0, 225, 7)
-    ):
-        log2, clusters = wlib_probe.int4fp8_decode_plan(row_blocks, k_tiles, tokens, resident)
-        options = {
-            i: cost(row_blocks, k_tiles, 2**i, resident[i])
-            for i in range(4)
-            if resident[i] and 2**i <= tokens and (i == 0 or 2**i <= k_tiles)
-        }
-        assert log2 == min(options, key=lambda i: (options[i], i))  # of two equals the simpler one
-        assert clusters == resident[log2]
-        assert options[log2] <= options[0]
-        assert (
-            wlib_probe.int4fp8_decode_cost(row_blocks, k_tiles, 2**log2, clusters)
-            == (options[log2])
-        )
-
-
-def test_plan_of_llama_shapes() -> None:
-    """Every shape keeps most of 132 SMs busy; `pytest -s` prints the table."""
-    for shape in (*load_suite("llama3-8b").shapes, *load_suite("llama3-70b").shapes):
-        row_blocks, k_tiles = -(-shape.n // 64), -(-shape.k // 128)
-        log2, clusters = wlib_probe.int4fp8_decode_plan(row_blocks, k_tiles, 8, RESIDENT[0])
-        tiles = row_blocks * k_tiles
-        longest = cost(row_blocks, k_tiles, 2**log2, clusters)
-        print(f"{shape.name:24} n={shape.n:6} k={shape.k:6} split {2**log2} "
-              f"tiles {tiles:6} longest {longest:4} busy {tiles / 132 / longest:.2f}")  # fmt: skip
-        assert tiles / 132 / longest > 0.6

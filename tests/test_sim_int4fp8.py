@@ -12,6 +12,7 @@ from sim_problems import (
     Instance,
     Shape,
     decode,
+    decode_report,
     exact_problem,
     group_sizes,
     random_problem,
@@ -97,6 +98,23 @@ def test_many_passes_over_the_rings_and_many_items(split):
     for timing in ("random", "lazy"):
         case = Case(SMALL, shape, split, 2, {"seed": split, "timing": timing})
         check_exact(np.random.default_rng(5), case, np.float32)
+
+
+@pytest.mark.parametrize("clusters", [1, 2])
+@pytest.mark.parametrize(
+    ("k_tiles", "split", "m", "once"),
+    [(3, 1, 5, True), (4, 1, 8, True), (5, 1, 8, False), (3, 1, 9, False), (7, 2, 5, True),
+     (8, 2, 8, True), (9, 2, 8, False), (8, 2, 9, False), (13, 4, 1, True)],
+)  # fmt: skip
+def test_activations_that_fit_are_fetched_once(k_tiles, split, m, once, clusters):
+    """They fit if a CTA's share of K is no more than 2 rings of 2 stages, and serve 8 tokens."""
+    problem = exact_problem(np.random.default_rng(k_tiles), Shape(m, 300, 128 * k_tiles, 128))
+    for timing in ("random", "lazy"):
+        y, report = decode_report(problem, SMALL, split, clusters, seed=m, timing=timing)
+        assert report.findings == []
+        np.testing.assert_array_equal(y, problem.reference())
+        weights = 5 * -(-m // 8) * k_tiles
+        assert report.copies == weights + (clusters * k_tiles if once else weights)
 
 
 @pytest.mark.parametrize("truncate", [False, True])

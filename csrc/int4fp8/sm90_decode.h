@@ -3,7 +3,8 @@
 //
 // A persistent cluster of CTAs takes one item after the other: 64 rows of w (wgmma's M) for kTokens
 // tokens (wgmma's N). Its CTAs split K. In a CTA, a producer thread streams {weight tile,
-// activation tile} through one ring per consumer warpgroup; the warpgroups take k tiles in turn,
+// activation tile} through one ring per consumer warpgroup; if all of the CTA's activations fit
+// into the rings, they stay there and only weights follow. The warpgroups take k tiles in turn,
 // decode the weights into A fragments and apply the group scale in FP32. The partial sums of all
 // warpgroups of all CTAs then meet in shared memory: each CTA adds up its share of the tokens, in a
 // fixed order, and stores it. No atomics and no workspace: results do not depend on timing.
@@ -65,16 +66,21 @@ WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   for (int i = first_item(p); i < p.items; i += item_stride(p)) {
     const DecodeItem item(p, rank, i, C::kTokens);
     const uint8_t* tiles = row_block<C>(p, item.row_block);
+    // Resident activations: the first item brings each tile to the stage of its number.
+    const bool load_x = !p.x_resident || i == first_item(p);
+    const uint32_t bytes = C::kTileBytes + (load_x ? C::kActivationBytes : 0);
     for (int k = item.first_tile; k < item.end_tile; k += C::kConsumers) {
       WLIB_UNROLL
       for (int g = 0; g < C::kConsumers; ++g) {
         if (k + g >= item.end_tile) continue;
         s.ring[g].wait_empty(at[g]);
-        uint64_t& full = s.ring[g].expect(at[g], C::kTileBytes + C::kActivationBytes);
+        uint64_t& full = s.ring[g].expect(at[g], bytes);
         sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes,
                         C::kTileBytes, full);
-        sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns,
-                             item.first_token, full);
+        if (load_x) {
+          sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns,
+                               item.first_token, full);
+        }
         at[g].advance();
       }
     }
@@ -122,12 +128,12 @@ WLIB_DEVICE void multiply_group(const uint8_t* tile, uint64_t x, int group, uint
 }
 
 template <class C>
-WLIB_DEVICE void multiply_tile(Consumer<C>& c, float (&sum)[C::kRegs]) {
+WLIB_DEVICE void multiply_tile(Consumer<C>& c, int x_stage, float (&sum)[C::kRegs]) {
   uint32_t a[4][4];
   float products[C::kRegs], x_sums[C::kRegs];
   c.ring.wait_full(c.at);
   const uint8_t* tile = c.weights + c.at.stage * C::kTileBytes;
-  const uint64_t x = c.x + uint32_t(c.at.stage) * (C::kActivationBytes >> 4);
+  const uint64_t x = c.x + uint32_t(x_stage) * (C::kActivationBytes >> 4);
   WLIB_UNROLL
   for (int group = 0; group < C::kGroups; ++group) {
     multiply_group<C>(tile, x, group, c.ones, a, products, x_sums);
@@ -230,9 +236,9 @@ WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int 
     const Pending<C> before(p, item);
     item = DecodeItem(p, rank, i, C::kTokens);
     float sum[C::kRegs] = {};
-    const int tiles = item.end_tile - item.first_tile;
-    for (int left = (tiles - index + C::kConsumers - 1) / C::kConsumers; left > 0; --left)
-      multiply_tile(consumer, sum);
+    const int tiles = (item.end_tile - item.first_tile - index + C::kConsumers - 1) / C::kConsumers;
+    for (int tile = 0; tile < tiles; ++tile)
+      multiply_tile(consumer, p.x_resident ? tile : consumer.at.stage, sum);
     const Turn turn(done);
     sm90::mbarrier_wait_cluster(s.consumed[turn.buffer], turn.parity ^ 1);
     scatter<C>(s, p, item, turn.buffer, rank * C::kConsumers + index, sum);

@@ -1,22 +1,20 @@
 // The decode kernel's tiles and parameters, and how the parameters follow from an op's.
 #pragma once
 
+#include "int4fp8/decode_plan.h"
 #include "int4fp8/sm90_params.h"
 #include "wlib/sm90/wgmma.h"
 
 namespace wlib::int4fp8 {
 
-// kStages per consumer warpgroup; the product keeps about 125 KB in flight.
-template <int kTokens_, int kGroups_, bool kZeros_, int kConsumers_ = (kTokens_ <= 16 ? 4 : 2),
-          int kStages_ = (kTokens_ == 8    ? 6
-                          : kTokens_ == 32 ? 8
-                                           : 5)>
+template <int kTokens_, int kGroups_, bool kZeros_, int kConsumers_ = decode_consumers(kTokens_),
+          int kStages_ = decode_stages(kTokens_)>
 struct DecodeConfig {
   static constexpr int kTokens = kTokens_;        // token tile: 8, 16, 32 or 64
   static constexpr int kGroups = kGroups_;        // scale groups per k tile: 1, 2 or 4
   static constexpr bool kZeros = kZeros_;         // zero points
   static constexpr int kConsumers = kConsumers_;  // warpgroups splitting the CTA's share of K
-  static constexpr int kStages = kStages_;
+  static constexpr int kStages = kStages_;        // of each one's ring
   using Wgmma = typename sm90::WgmmaE4M3<kTokens>::Rs;
   using WgmmaOnes = typename sm90::WgmmaE4M3<kTokens>::Ss;
   static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
@@ -32,6 +30,8 @@ struct DecodeConfig {
 struct DecodeParams : KernelParams {
   int items;       // row_blocks x token_blocks, tokens fastest, so that neighbours share weights
   int split_log2;  // CTAs per cluster
+  // All items take the same activations, and each tile of them stays in a stage of its own.
+  bool x_resident;
 };
 
 template <class C>
@@ -40,6 +40,8 @@ bool make_decode_params(const GemmParams& g, int split_log2, DecodeParams* p) {
   const bool ok = make_kernel_params(g, C::kTokens, p);
   p->items = p->row_blocks * p->token_blocks;
   p->split_log2 = split_log2;
+  p->x_resident = p->token_blocks == 1 &&
+                  activations_fit(p->k_tiles, 1 << split_log2, C::kConsumers, C::kStages);
   return ok;
 }
 
