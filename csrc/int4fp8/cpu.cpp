@@ -42,7 +42,7 @@ using torch::stable::Tensor;
 // From this many tokens on, dequantising once and calling torch's FP32 matmul is faster than
 // working on codes.
 constexpr int64_t kMatmulTokens = 16;
-constexpr int64_t kGrainWeights = 32 << 10;  // fewer are not worth a second thread
+constexpr int64_t kGrainWeights = 128 << 10;  // fewer are not worth a second thread
 constexpr int64_t kChunkFloats = 1
                                  << 20;  // dequantised weights held at a time: 4 MiB, for the cache
 

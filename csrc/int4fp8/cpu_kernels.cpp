@@ -11,9 +11,8 @@ namespace wlib::int4fp8::WLIB_ISA {
 namespace {
 
 constexpr int kRows = int4::kTileRows, kPairs = kRows / 2;
-constexpr int first_row(int pair) {
-  return pair / 8 * 16 + pair % 8;
-}  // the second is 8 further on
+// The second row of a pair is 8 further on.
+constexpr int first_row(int pair) { return pair / 8 * 16 + pair % 8; }
 const uint8_t* run_of(const uint8_t* tile, int half, int pair) {
   return tile + (half * kPairs + pair) * kRun;
 }
@@ -62,19 +61,19 @@ constexpr int parts_of(int groups) { return groups == 1 ? 1 : 2; }
 template <int kHalves>
 Ints multiply(const Ints (&codes)[kHalves][kParts], const int8_t (*digits)[kDigits][kRun],
               Ints offset) {
-  Ints total = offset;
-  for (int digit = 0; digit < kDigits; ++digit) {
-    Ints sums{};
+  const auto add_products = [&](Ints sums, int digit) {
     for (int half = 0; half < kHalves; ++half) {
       for (int part = 0; part < kParts; ++part)
         sums = dot(sums, codes[half][part], load<Ints>(digits[half][digit] + part * sizeof(Ints)));
     }
-    total = widen(total, sums, 1 << 7 * digit);
-  }
+    return sums;
+  };
+  Ints total = kWideSums ? add_products(offset, 0) : widen(offset, add_products(Ints{}, 0), 1);
+  for (int digit = 1; digit < kDigits; ++digit)
+    total = widen(total, add_products(Ints{}, digit), 1 << 7 * digit);
   return total;
 }
-// Three digits of the magnitudes of a word's four codes: significand << max(exponent, 1) - 1, 18
-// bits.
+// Digits of the magnitudes of a word's four codes, significand << max(exponent, 1) - 1: 18 bits.
 void to_digits(Ints codes, Ints (&digits)[kDigits]) {
   for (int byte = 0; byte < 4; ++byte) {
     const Ints code = codes >> 8 * byte & 0x7f, normal = code > 7;
@@ -102,12 +101,12 @@ void gather_run(const uint8_t* x, int64_t count, int8_t (*digits)[kRun], Bytes& 
     }
   }
 }
-template <int kParts_>
+template <int kTileParts>
 void store_offsets(TileActivations& tile) {
-  constexpr int kHalves = 2 / kParts_;
+  constexpr int kHalves = 2 / kTileParts;
   Ints eights[kHalves][kParts];
   for (auto& half : eights) std::fill_n(half, kParts, Ints{} + 0x08080808);
-  for (int part = 0; part < kParts_; ++part) {
+  for (int part = 0; part < kTileParts; ++part) {
     const Ints offset = -multiply<kHalves>(eights, tile.digits + part, Ints{});
     std::memcpy(tile.offsets[part], &offset, sizeof offset);
   }

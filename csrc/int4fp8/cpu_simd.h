@@ -31,25 +31,24 @@ Vector load(const void* from) {
   return value;
 }
 
-inline Floats broadcast(float value) {
-  return value - Floats{};
-}  // unlike value + 0, never an addition
+// Not value + 0, which would have to turn -0 into 0.
+inline Floats broadcast(float value) { return value - Floats{}; }
 
 // The codes q + 8, a byte each, of the two rows whose odd codes (odd_code.h) share `bytes`: for
-// sign s and magnitude m they are s ? 7 - m : 8 + m, linear over bits but for the constant 8.
+// sign s and magnitude m they are s ? 7 - m : 8 + m, which is m ^ 8 ^ (s ? 15 : 0).
 struct CodePair {
   Ints a, b;
 };
 #if defined(__GFNI__) && defined(__AVX512F__)
-inline CodePair unpack(
-    Ints bytes) {  // each byte of a matrix has the bits of the code that a bit adds up
+// Each byte of a matrix tells which bits of a byte one bit of its code adds up.
+inline CodePair unpack(Ints bytes) {
   const __m512i code_a = _mm512_set1_epi64(int64_t(0x8284888000000000)),
                 code_b = _mm512_set1_epi64(int64_t(0x1121410100000000));
   return {Ints(_mm512_gf2p8affine_epi64_epi8(__m512i(bytes), code_a, 8)),
           Ints(_mm512_gf2p8affine_epi64_epi8(__m512i(bytes), code_b, 8))};
 }
 #else
-inline CodePair unpack(Ints bytes) {  // m ^ 8 ^ (s ? 15 : 0), in the two halves of a byte
+inline CodePair unpack(Ints bytes) {
   const Ints signs = (bytes >> 7 & 0x01010101) | (bytes & 0x01010101) << 4;
   const Ints magnitudes = (bytes >> 1 & 0x07070707) | (bytes & 0x70707070);
   const Ints codes = magnitudes ^ ((signs << 4) - signs) ^ int32_t(0x88888888);
@@ -57,15 +56,19 @@ inline CodePair unpack(Ints bytes) {  // m ^ 8 ^ (s ? 15 : 0), in the two halves
 }
 #endif
 
+#if defined(__AVX512VNNI__)
+constexpr bool kWideSums = true;
+#else
+constexpr bool kWideSums = false;
+#endif
 // dot: sums + codes * digits, bytes 0..15 times bytes -127..127, neighbours added up into lanes of
-// 16 or 32 bits; at most 8 products may meet in a lane of 16.
-// widen: total + weight * sums, in lanes of 32 bits.
+// 16 bits, or of 32 if kWideSums; at most 8 products may meet in a lane of 16.
+// widen: total + weight * sums, in lanes of 32 bits; sums fit into 16.
 #if defined(__AVX512VNNI__)
 inline Ints dot(Ints sums, Ints codes, Ints digits) {
   return Ints(_mm512_dpbusd_epi32(__m512i(sums), __m512i(codes), __m512i(digits)));
 }
-inline Ints widen(Ints total, Ints sums,
-                  int weight) {  // sums fit into the low halves of their lanes
+inline Ints widen(Ints total, Ints sums, int weight) {
   return Ints(_mm512_dpwssd_epi32(__m512i(total), __m512i(sums), _mm512_set1_epi32(weight)));
 }
 #elif defined(__AVX512BW__)
