@@ -25,12 +25,12 @@ STABLE_TORCH_LIBRARY(wlib, m) {
   m.def("fp8_group_sums(Tensor xq, int group_size) -> Tensor");
   m.def(
       "int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
-      "bias=None, "
-      "ScalarType? out_dtype=None, int layout_version=1) -> Tensor");
+      "bias=None, Tensor? residual=None, str activation=\"none\", Tensor? out_scale=None, Tensor? "
+      "x_sums=None, ScalarType? out_dtype=None, int layout_version=1) -> Tensor");
   m.def(
       "int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
-      "bias=None, "
-      "int layout_version=1, Tensor(a!) out) -> ()");
+      "bias=None, Tensor? residual=None, str activation=\"none\", Tensor? out_scale=None, Tensor? "
+      "x_sums=None, int layout_version=1, Tensor(a!) out) -> ()");
   m.def(
       "append_kv_int4(Tensor k, Tensor v, Tensor slot_mapping, Tensor(a!) k_cache, Tensor(b!) "
       "v_cache, Tensor(c!) k_scale, Tensor(d!) v_scale, *, Tensor? k_mean=None, Tensor? "

@@ -10,18 +10,8 @@ import numpy.typing as npt
 import torch
 
 import wlib  # noqa: F401  registers the ops
-from sim_problems import E4M3, Array, probe
-
-
-def nearest_e4m3(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Codes of the nearest E4M3 values, ties to even; beyond the largest finite one saturates."""
-    grid = E4M3[:0x7F]
-    magnitude = np.minimum(np.abs(values.astype(np.float64)), grid[-1])
-    high = np.minimum(np.searchsorted(grid, magnitude), len(grid) - 1)
-    low = np.maximum(high - 1, 0)
-    up, down = grid[high] - magnitude, magnitude - grid[low]
-    code = np.where((up < down) | ((up == down) & (high % 2 == 0)), high, low)
-    return (code | np.where(np.signbit(values), 128, 0)).astype(np.uint8)
+from sim_numbers import E4M3, Array, nearest_e4m3
+from sim_problems import probe
 
 
 def quantize_reference(x: npt.NDArray[np.float32]) -> tuple[Array, Array]:

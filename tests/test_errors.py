@@ -44,6 +44,7 @@ def strided(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 GROUPS = "group_size of 32, 64, a multiple of 128 or k itself, dividing"
 DTYPES = "torch.float32, torch.bfloat16 or torch.float16"
+OUT_DTYPES = "torch.float32, torch.bfloat16, torch.float16 or torch.float8_e4m3fn"
 
 # What torch.ops.wlib.int4fp8_gemm refuses: changed arguments, class after translation, message.
 GEMM: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -88,9 +89,8 @@ GEMM: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layout_version": 2}, ValueError,
      "expected layout_version 1 (pack the weight with this version of wlib), got 2 "
      "(argument 'layout_version')"),
-    ({"bias": torch.zeros(N, dtype=torch.float16)}, TypeError,
-     "expected bias of dtype torch.float32 or the output's torch.bfloat16, got torch.float16 "
-     "(argument 'bias')"),
+    ({"bias": torch.zeros(N, dtype=torch.float64)}, TypeError,
+     f"expected bias of dtype {DTYPES}, got torch.float64 (argument 'bias')"),
     ({"bias": torch.zeros(N + 1)}, ValueError,
      "expected bias of shape [100], got [101] (argument 'bias')"),
     ({"bias": strided(N)}, ValueError,
@@ -98,13 +98,48 @@ GEMM: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"x": torch.zeros(1, K).to(torch.float8_e4m3fn).expand(2**31, K)}, ValueError,
      f"expected x of fewer than 2^31 rows, got [2147483648, {K}] (argument 'x')"),
 ]  # fmt: skip
+GEMM += [
+    ({"activation": "gelu"}, ValueError,
+     "expected activation 'none' or 'silu_mul', got 'gelu' (argument 'activation')"),
+    ({"activation": "silu_mul", "n": 99}, ValueError,
+     "expected an even n, rows of gate and up in turn, got 99 (argument 'n')"),
+    ({"residual": torch.zeros(M, N, dtype=torch.float64)}, TypeError,
+     f"expected residual of dtype {DTYPES}, got torch.float64 (argument 'residual')"),
+    ({"residual": torch.zeros(M, N + 1)}, ValueError,
+     "expected residual of shape [3, 100], got [3, 101] (argument 'residual')"),
+    ({"residual": torch.zeros(M, N), "activation": "silu_mul"}, ValueError,
+     "expected residual of shape [3, 50], got [3, 100] (argument 'residual')"),
+    ({"residual": strided(M, N)}, ValueError,
+     "expected contiguous residual, got strides [200, 2] (argument 'residual')"),
+    ({"x_sums": torch.zeros(2, 4, dtype=torch.bfloat16)}, TypeError,
+     "expected x_sums of dtype torch.float32, got torch.bfloat16 (argument 'x_sums')"),
+    *(({"x_sums": torch.zeros(shape)}, ValueError,
+       f"expected x_sums of shape [2, 4], got {list(shape)} (argument 'x_sums')")
+      for shape in ((2, 3), (1, 4), (8,))),
+    ({"x_sums": strided(2, 4)}, ValueError,
+     "expected contiguous x_sums, got strides [8, 2] (argument 'x_sums')"),
+]  # fmt: skip
 OUT_DTYPE: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out_dtype": torch.float64}, TypeError,
-     f"expected out_dtype of dtype {DTYPES}, got torch.float64 (argument 'out_dtype')"),
+     f"expected out_dtype of dtype {OUT_DTYPES}, got torch.float64 (argument 'out_dtype')"),
+    ({"out_scale": torch.tensor(1.0)}, TypeError,
+     "expected out_dtype of dtype torch.float8_e4m3fn with out_scale, got torch.bfloat16 "
+     "(argument 'out_dtype')"),
+    ({"out_dtype": FP8}, ValueError,
+     "expected out_scale with torch.float8_e4m3fn outputs, got none (argument 'out_scale')"),
+    ({"out_dtype": FP8, "out_scale": torch.tensor(1.0, dtype=torch.float64)}, TypeError,
+     "expected out_scale of dtype torch.float32, got torch.float64 (argument 'out_scale')"),
+    ({"out_dtype": FP8, "out_scale": torch.ones(1)}, ValueError,
+     "expected out_scale of shape [], got [1] (argument 'out_scale')"),
 ]  # fmt: skip
 OUT: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"out": torch.zeros(M, N, dtype=torch.int32)}, TypeError,
-     f"expected out of dtype {DTYPES}, got torch.int32 (argument 'out')"),
+     f"expected out of dtype {OUT_DTYPES}, got torch.int32 (argument 'out')"),
+    ({"out_scale": torch.tensor(1.0)}, TypeError,
+     "expected out of dtype torch.float8_e4m3fn with out_scale, got torch.bfloat16 "
+     "(argument 'out')"),
+    ({"out": torch.zeros(M, N, dtype=FP8)}, ValueError,
+     "expected out_scale with torch.float8_e4m3fn outputs, got none (argument 'out_scale')"),
     ({"out": torch.zeros(M, N + 1)}, ValueError,
      "expected out of shape [3, 100], got [3, 101] (argument 'out')"),
     ({"out": strided(M, N)}, ValueError,
@@ -131,6 +166,21 @@ def test_gemm_out_refuses(changed: dict[str, Any], kind: type[Exception], messag
         torch.ops.wlib.int4fp8_gemm.out(**arguments)
     assert type(wlib.errors.typed_error(error.value)) is kind
     assert (out == 7).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shift", [-N, 0, 1])
+def test_gemm_out_refuses_a_residual_that_overlaps(shift: int, dtype: torch.dtype) -> None:
+    memory = torch.zeros(4 * M * N, dtype=torch.float16)
+    out = memory[N : N + M * N].view(M, N)
+    residual = memory.view(dtype)[(N + shift) * 2 // dtype.itemsize :][: M * N].view(M, N)
+    message = "expected residual to be out itself or to lie apart from it, got tensors that overlap"
+    arguments = gemm(out=out, residual=residual)
+    if residual.data_ptr() == out.data_ptr() and residual.dtype == out.dtype:
+        torch.ops.wlib.int4fp8_gemm.out(**arguments)
+    else:
+        with pytest.raises(ValueError, match=message):
+            torch.ops.wlib.int4fp8_gemm.out(**arguments)
 
 
 PYTHON: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -307,9 +357,17 @@ def test_a_device_without_a_kernel_is_not_implemented() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("argument", ["weight", "x_scale", "bias"])
+@pytest.mark.parametrize(
+    "argument", ["weight", "x_scale", "bias", "residual", "out_scale", "x_sums"]
+)
 def test_gemm_refuses_mixed_devices(argument: str) -> None:
-    arguments = gemm(bias=torch.zeros(N))
+    arguments = gemm(
+        bias=torch.zeros(N),
+        residual=torch.zeros(M, N),
+        out_scale=torch.tensor(1.0),
+        out_dtype=FP8,
+        x_sums=torch.zeros(2, 4),
+    )
     moved = {
         k: v.cuda() if isinstance(v, Tensor) and k != argument else v for k, v in arguments.items()
     }

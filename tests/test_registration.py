@@ -14,6 +14,10 @@ import wlib
 FP8 = torch.float8_e4m3fn
 OPS = torch.ops.wlib
 
+GEMM_OPTIONS = (
+    "int n, int group_size, Tensor? bias=None, Tensor? residual=None, "
+    'str activation="none", Tensor? out_scale=None, Tensor? x_sums=None'
+)
 SCHEMAS = {
     "fp8_quantize.default": "wlib::fp8_quantize(Tensor x, *, int? sums_group=None) -> Tensor[]",
     "rms_norm_fp8_quantize.default": "wlib::rms_norm_fp8_quantize(Tensor x, Tensor weight, *, "
@@ -34,8 +38,7 @@ SCHEMAS = {
     "quantize_q_fp8.default": "wlib::quantize_q_fp8(Tensor q, *, Tensor? k_smooth=None, "
     "Tensor? cos=None, Tensor? sin=None) -> (Tensor, Tensor)",
     "int4fp8_gemm.default": "wlib::int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, "
-    "int n, int group_size, Tensor? bias=None, ScalarType? out_dtype=None, "
-    "int layout_version=1) -> Tensor",
+    f"{GEMM_OPTIONS}, ScalarType? out_dtype=None, int layout_version=1) -> Tensor",
     "fp4_quantize.default": 'wlib::fp4_quantize(Tensor x, *, str format="mxfp4", '
     'str axis="rows", str scale_rule="even", int hadamard=0, Tensor? signs=None, '
     'Tensor? global_scale=None, bool packed=True, str carrier="none", int window=0, '
@@ -50,7 +53,7 @@ SCHEMAS = {
     "hadamard.default": "wlib::hadamard(Tensor x, int size, Tensor? signs=None, *, "
     "bool inverse=False) -> Tensor",
     "int4fp8_gemm.out": "wlib::int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, "
-    "int n, int group_size, Tensor? bias=None, int layout_version=1, Tensor(a!) out) -> ()",
+    f"{GEMM_OPTIONS}, int layout_version=1, Tensor(a!) out) -> ()",
     "atoms_reconstruct.default": "wlib::atoms_reconstruct(Tensor atoms, Tensor coef, "
     "Tensor? base=None, Tensor? residual_a=None, Tensor? residual_b=None, *, float scale=1., "
     "ScalarType? out_dtype=None) -> Tensor",
@@ -144,11 +147,20 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         gemm_arguments((40,), 160, packed(9, 160, 160), bias=torch.randn(9).half(),
                        out_dtype=torch.float16),
     ]  # fmt: skip
+    gemm += [
+        gemm_arguments((5,), 256, packed(40, 256, 128), residual=torch.randn(5, 20),
+                       activation="silu_mul"),
+        gemm_arguments((2, 3), 128, packed(40, 128, 64, True), out_dtype=FP8,
+                       out_scale=torch.tensor(0.5), x_sums=torch.ones(2, 8),
+                       residual=torch.randn(2, 3, 40).bfloat16()),
+        gemm_arguments((0, 3), 128, packed(6, 128, 128), activation="silu_mul",
+                       residual=torch.randn(0, 3, 3)),
+    ]  # fmt: skip
     (xq, data, xs), options = gemm[0]
     gemm.append(((torch.cat((xq, xq), dim=1)[:, :256], data, xs), options))
     out = [
-        (arguments, {**options, "out": torch.empty(*arguments[0].shape[:-1], options["n"])})
-        for arguments, options in gemm[:4]
+        (arguments, {**options, "out": overload("int4fp8_gemm.default")(*arguments, **options)})
+        for arguments, options in gemm[:8]
     ]
     for _, options in out:
         options.pop("out_dtype", None)

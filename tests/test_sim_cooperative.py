@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sim_numbers import rounded
 from sim_problems import (
     COOPERATIVE_INSTANCES,
     CooperativeInstance,
@@ -15,7 +16,6 @@ from sim_problems import (
     exact_problem,
     group_sizes,
     random_problem,
-    to_bf16,
     without_signed_zero,
 )
 
@@ -49,10 +49,8 @@ def check_exact(rng, instance, shape, out, **options):
     problem = exact_problem(rng, shape)
     y, findings = cooperative(problem, instance, out=out, **options)
     assert findings == []
-    with np.errstate(over="ignore"):
-        expected = problem.reference().astype(np.float32)
-        expected = to_bf16(expected) if out is np.uint16 else expected.astype(out)
-    np.testing.assert_array_equal(without_signed_zero(y), without_signed_zero(expected))
+    expected = without_signed_zero(rounded(problem.reference(), out))
+    np.testing.assert_array_equal(without_signed_zero(y), expected)
 
 
 @pytest.mark.parametrize("seed", range(24))

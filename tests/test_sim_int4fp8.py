@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from sim_numbers import rounded
 from sim_problems import (
     INSTANCES,
     Instance,
@@ -16,7 +17,6 @@ from sim_problems import (
     exact_problem,
     group_sizes,
     random_problem,
-    to_bf16,
     without_signed_zero,
 )
 
@@ -52,13 +52,6 @@ def draw_case(rng: np.random.Generator, instance: Instance) -> Case:
     }
     shape = Shape(m, n, k, group_size, instance.zero_points)
     return Case(instance, shape, split, int(rng.integers(1, 4)), options)
-
-
-def rounded(reference, out):
-    """The reference, rounded once, as the kernel stores it."""
-    with np.errstate(over="ignore"):
-        values = reference.astype(np.float32)
-        return to_bf16(values) if out is np.uint16 else values.astype(out)
 
 
 def check_exact(rng, case, out):

@@ -12,9 +12,11 @@ import pytest
 from quantize_problems import FusedCase, GroupSumsCase, QuantizeCase
 from sim.mutants import CONTROL, MUTANTS
 from sim.planting import Mutant, Results, apply, run_all
+from sim_numbers import to_bf16
 from sim_problems import (
     COOPERATIVE_INSTANCES,
     INSTANCES,
+    Epilogue,
     GemmCase,
     Shape,
     exact_problem,
@@ -26,9 +28,12 @@ Case = GemmCase | QuantizeCase | FusedCase | GroupSumsCase
 Cases = dict[str, list[Case]]  # by the instrumented file they run
 
 
-def gemm_case(rng: np.random.Generator, shape: Shape, **arguments: Any) -> GemmCase:
+def gemm_case(
+    rng: np.random.Generator, shape: Shape, epilogue: Epilogue | None = None, **arguments: Any
+) -> GemmCase:
     problem = exact_problem(rng, shape)
     problem.bias = np.arange(shape.n, dtype=np.float32)
+    problem.epilogue = epilogue or Epilogue()
     return GemmCase(problem, problem.packed(), arguments)
 
 
@@ -64,6 +69,7 @@ def make_cases() -> Cases:
             shape = Shape(tokens, 135, 128 * tiles, 128)
             case = gemm_case(rng, shape, instance=SMALL, split=split, **options)
             cases["sim_int4fp8.cpp"].append(case)
+        cases["sim_int4fp8.cpp"] += epilogue_cases(rng, split, options)
         rows = rng.standard_normal((3, 4097)).astype(np.float32)
         cases["sim_quantize.cpp"].append(QuantizeCase(rows, options))
         cases["sim_quantize.cpp"] += fused_cases(rng, options)
@@ -74,6 +80,30 @@ def make_cases() -> Cases:
             case = gemm_case(rng, shape, instance=small, ctas=split, **options)
             cases["sim_cooperative.cpp"].append(case)
     return cases
+
+
+def epilogue_cases(
+    rng: np.random.Generator, split: int, options: dict[str, Any]
+) -> list[GemmCase | QuantizeCase]:
+    """Gates with the residual in place, and FP8 outputs."""
+    gated, scaled = Shape(13, 70, 256, 128), Shape(13, 71, 256, 128)
+    y = rng.integers(-8, 9, (13, 35)).astype(np.float32)
+    residual = to_bf16(rng.integers(-8, 9, (13, 71)))
+    eighth = np.float32(0.125)
+    return [
+        gemm_case(
+            rng, gated, Epilogue(True, y, in_place=True), instance=SMALL, split=split, **options
+        ),
+        gemm_case(
+            rng,
+            scaled,
+            Epilogue(False, residual, out_scale=eighth),
+            instance=SMALL,
+            split=split,
+            out=np.uint8,
+            **options,
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +119,7 @@ def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 30, "fired": {}, "first": {}}
+    assert results[CONTROL.name] == {"cases": 42, "fired": {}, "first": {}}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "torch/cpu_types.h"
 #include "torch/empty.h"
 #include "torch/matmul.h"
+#include "wlib/numerics/e4m3.h"
 
 namespace wlib::int4fp8 {
 namespace avx512vnni {
@@ -63,34 +65,60 @@ struct Weight {
   }
 };
 
-// What follows the sum over k: scales, bias and the one rounding to the output type.
-class Epilogue {
+// Turns sums over k into outputs.
+class Finish {
  public:
-  Epilogue(const GemmParams& p, const Weight& w)
-      : p_(p), channel_(w.row_blocks * int4::kTileRows), bias_(p.n) {
+  Finish(const GemmParams& p, const Weight& w)
+      : p_(p), e_(p.epilogue), channel_(w.row_blocks * int4::kTileRows), bias_(p.n) {
     for (int64_t i = 0; i < w.row_blocks; ++i) {
       std::memcpy(&channel_[i * int4::kTileRows], w.block(p, i) + w.k_tiles * w.layout.tile_bytes(),
                   int4::kChannelScaleBytes);
     }
-    if (p.bias) to_float(p.bias, p.bias_type, 0, p.n, bias_.data());
+    if (e_.bias) to_float(e_.bias, e_.bias_type, 0, p.n, bias_.data());
   }
-  // y[m, n0 ..] from sums[count]
+  // What rows n0 to n0 + count of the weight give for token m, from sums[count]; n0 is even.
   void store(int64_t m, int64_t n0, int64_t count, const float* sums) const {
-    with_type(p_.out_type, [&]<class T>(T*) {
-      T* y = static_cast<T*>(p_.y) + m * p_.n + n0;
-      for (int64_t i = 0; i < count; ++i)
-        y[i] = sums[i] * (p_.x_scale[m] * channel_[n0 + i]) + bias_[n0 + i];
-    });
+    for (int64_t i = 0; i < count; i += kPiece)
+      store_piece(m, n0 + i, std::min(count - i, kPiece), sums + i);
   }
 
  private:
+  static constexpr int64_t kPiece = 64;
+
+  void store_piece(int64_t m, int64_t n0, int64_t count, const float* sums) const {
+    float v[kPiece], add[kPiece];
+    for (int64_t i = 0; i < count; ++i)
+      v[i] = sums[i] * (p_.x_scale[m] * channel_[n0 + i]) + bias_[n0 + i];
+    int64_t first = m * p_.n + n0;
+    if (e_.activation == Activation::kSiluMul) {
+      first /= 2, count /= 2;
+      for (int64_t j = 0; j < count; ++j)
+        v[j] = v[2 * j] / (1 + std::exp(-v[2 * j])) * v[2 * j + 1];
+    }
+    if (e_.residual) {
+      to_float(e_.residual, e_.residual_type, first, count, add);
+      for (int64_t j = 0; j < count; ++j) v[j] += add[j];
+    }
+    round(v, first, count);
+  }
+  void round(const float* v, int64_t first, int64_t count) const {
+    if (e_.out_type == FloatType::kE4M3) {
+      for (int64_t j = 0; j < count; ++j)
+        static_cast<uint8_t*>(e_.y)[first + j] = float_to_e4m3(v[j] / *e_.out_scale);
+    } else {
+      with_type(e_.out_type,
+                [&]<class T>(T*) { std::copy_n(v, count, static_cast<T*>(e_.y) + first); });
+    }
+  }
+
   const GemmParams& p_;
+  const Epilogue& e_;
   std::vector<float> channel_, bias_;
 };
 
 void gemm_on_codes(const GemmParams& p, const Weight& w) {
   const CpuKernels& kernels = cpu_kernels();
-  const Epilogue epilogue(p, w);
+  const Finish finish(p, w);
   std::vector<TileActivations> x(p.m * w.k_tiles);
   std::vector<float> starts(p.m);
   for (int64_t m = 0; m < p.m; ++m) {
@@ -105,7 +133,7 @@ void gemm_on_codes(const GemmParams& p, const Weight& w) {
                              sums.data());
       const int64_t first = block * int4::kTileRows,
                     rows = std::min<int64_t>(p.n - first, int4::kTileRows);
-      for (int64_t m = 0; m < p.m; ++m) epilogue.store(m, first, rows, &sums[m * int4::kTileRows]);
+      for (int64_t m = 0; m < p.m; ++m) finish.store(m, first, rows, &sums[m * int4::kTileRows]);
     }
   });
 }
@@ -124,7 +152,7 @@ void dequantize(const GemmParams& p, const Weight& w, int64_t first_block, int64
 }
 
 void gemm_dequantized(const GemmParams& p, const Weight& w, const Tensor& like) {
-  const Epilogue epilogue(p, w);
+  const Finish finish(p, w);
   const int64_t chunk_blocks =
       std::clamp<int64_t>(kChunkFloats / (p.k * int4::kTileRows), 1, w.row_blocks);
   const int64_t chunk = std::min(p.n, chunk_blocks * int4::kTileRows);
@@ -141,7 +169,7 @@ void gemm_dequantized(const GemmParams& p, const Weight& w, const Tensor& like) 
     Tensor sums = torch::stable::view(torch::stable::narrow(product, 0, 0, p.m * rows), shape);
     matmul(x, torch::stable::transpose(torch::stable::narrow(weight, 0, 0, rows), 0, 1), sums);
     torch::stable::parallel_for(0, p.m, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t m = begin; m < end; ++m) epilogue.store(m, n0, rows, data(sums) + m * rows);
+      for (int64_t m = begin; m < end; ++m) finish.store(m, n0, rows, data(sums) + m * rows);
     });
   }
 }

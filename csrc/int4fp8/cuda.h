@@ -11,6 +11,9 @@ const char* quantize_cuda(const QuantizeParams& p, int device, void* stream);
 // x and its rows at multiples of 16 bytes.
 const char* group_sums_cuda(const GroupSumsParams& p, int device, void* stream);
 
+// Whether the kernel for these arguments wants sums of x that it has not been given.
+bool gemm_cuda_wants_sums(const GemmParams& p);
+
 // The table by which gemm_cuda chooses, one line per row; for wlib.info().
 const char* gemm_cuda_rows();
 

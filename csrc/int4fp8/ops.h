@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace wlib::int4fp8 {
@@ -13,11 +14,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
-            int64_t group_size, std::optional<Tensor> bias, std::optional<ScalarType> out_dtype,
-            int64_t layout_version);
+            int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
+            std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+            std::optional<ScalarType> out_dtype, int64_t layout_version);
 void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
-              int64_t group_size, std::optional<Tensor> bias, int64_t layout_version,
-              const Tensor& out);
+              int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
+              std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+              int64_t layout_version, const Tensor& out);
 // All three return codes, scales, the group sums if sums_group is given, and the new residual if
 // residual is given.
 std::vector<Tensor> quantize(const Tensor& x, std::optional<int64_t> sums_group);

@@ -133,7 +133,7 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
     const uint8_t* scales =
         p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(p.k_tiles) * C::kTileBytes;
     channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
-    if (p.bias) bias = load_bias_pair(p.bias, p.bias_type, n, n + 1 < p.n);
+    bias = load_bias(p, n);
   }
   auto& staging = s.staging[consumer];
   WLIB_UNROLL
@@ -149,9 +149,10 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
       const int m = first_token + pass * kStagingTokens + token;
       if (m >= p.m || !exists) break;
       const float scale = p.x_scale[m] * C::kUnit;
+      const float2 residual = load_residual(p, m, n);
       const float2 value = *reinterpret_cast<const float2*>(&staging[token][row]);
       store_pair(p, m, n, value.x * (scale * channel_scale.x) + bias.x,
-                 value.y * (scale * channel_scale.y) + bias.y);
+                 value.y * (scale * channel_scale.y) + bias.y, residual);
     }
   }
 }

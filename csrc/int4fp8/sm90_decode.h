@@ -186,7 +186,7 @@ struct Pending {
     if (n >= p.n) return;
     const uint8_t* scales = row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes;
     channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
-    if (p.bias) bias = load_bias_pair(p.bias, p.bias_type, n, n + 1 < p.n);
+    bias = load_bias(p, n);
   }
 };
 
@@ -199,6 +199,7 @@ WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const
     const int m = item.first_token + rank * share + local;
     if (m >= p.m || item.n >= p.n) break;
     const float scale = p.x_scale[m] * kOddCodeScale;
+    const float2 residual = load_residual(p, m, item.n);
     float2 sum = {0, 0};
     for (int source = 0; source < sources; ++source) {
       const float* partial = s.partial[buffer][source * share + local] + sm90::lane_index() * 2;
@@ -207,7 +208,7 @@ WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const
       sum.y += add.y;
     }
     store_pair(p, m, item.n, sum.x * (scale * item.channel_scale.x) + item.bias.x,
-               sum.y * (scale * item.channel_scale.y) + item.bias.y);
+               sum.y * (scale * item.channel_scale.y) + item.bias.y, residual);
   }
 }
 

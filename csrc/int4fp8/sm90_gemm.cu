@@ -13,13 +13,15 @@ cudaError_t launch_large(const GemmParams& p, cudaStream_t stream) {
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return error;
-  if (p.zero_points && !p.x_sums) return launch_decode<64>(p, stream);
+  if (p.zero_points && !p.x_sums) return launch_decode<64>(p, stream);  // K = 0
   switch (plan_large(p.m, p.n, p.k, sms)) {
     case LargeKernel::kCooperative1: return launch_cooperative<1>(p, sms, stream);
     case LargeKernel::kCooperative2: return launch_cooperative<2>(p, sms, stream);
     default: return launch_decode<64>(p, stream);
   }
 }
+
+constexpr int64_t kDecodeTokens = 64;  // more go to launch_large
 
 struct Row {
   int64_t max_tokens;  // 0: any number
@@ -31,10 +33,10 @@ constexpr Row kRows[] = {
     {8, "sm90_decode, tile of 8 tokens", launch_decode<8>},
     {16, "sm90_decode, tile of 16 tokens", launch_decode<16>},
     {32, "sm90_decode, tile of 32 tokens", launch_decode<32>},
-    {64, "sm90_decode, tile of 64 tokens", launch_decode<64>},
+    {kDecodeTokens, "sm90_decode, tile of 64 tokens", launch_decode<64>},
     {0,
      "the cheapest by gemm_plan.h of sm90_cooperative 128x128, sm90_cooperative 256x128 and "
-     "sm90_decode in blocks of 64 tokens; with zero points but no sums of x the last one",
+     "sm90_decode in blocks of 64 tokens",
      launch_large},
 };
 
@@ -51,6 +53,10 @@ const char* gemm_cuda_rows() {
     return lines;
   }();
   return text.c_str();
+}
+
+bool gemm_cuda_wants_sums(const GemmParams& p) {
+  return p.zero_points && !p.x_sums && p.m > kDecodeTokens && p.k > 0;
 }
 
 const char* gemm_cuda(const GemmParams& p, int device, void* stream) {

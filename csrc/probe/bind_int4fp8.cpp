@@ -13,35 +13,53 @@ FloatType float_type(const py::array& a) {
   if (dtype.kind() == 'f' && dtype.itemsize() == 4) return FloatType::kFloat32;
   if (dtype.kind() == 'f' && dtype.itemsize() == 2) return FloatType::kFloat16;
   if (dtype.kind() == 'u' && dtype.itemsize() == 2) return FloatType::kBFloat16;
-  throw std::invalid_argument("expected float32, float16, or uint16 with the bits of bfloat16");
+  if (dtype.kind() == 'u' && dtype.itemsize() == 1) return FloatType::kE4M3;
+  throw std::invalid_argument(
+      "expected float32, float16, uint16 with the bits of bfloat16, or uint8 with those of E4M3");
 }
 
-// x [m, k] E4M3 bits (rows may be strided), weight packed, x_scale [m], bias [n] or None, y [m, n]
+// options: bias [n], residual like y (or y itself), out_scale [], each or None; silu_mul, a bool
+int4fp8::Epilogue epilogue(const py::dict& options, py::array& y) {
+  int4fp8::Epilogue e{};
+  const auto read = [&](const char* name, const void*& data, FloatType& type) {
+    if (options[name].is_none()) return;
+    const auto array = options[name].cast<py::array>();
+    data = array.data();
+    type = float_type(array);
+  };
+  read("bias", e.bias, e.bias_type);
+  read("residual", e.residual, e.residual_type);
+  if (!options["out_scale"].is_none())
+    e.out_scale = options["out_scale"].cast<Array<float>>().data();
+  if (options["silu_mul"].cast<bool>()) e.activation = int4fp8::Activation::kSiluMul;
+  e.y = y.mutable_data();
+  e.out_type = float_type(y);
+  return e;
+}
+
+// x [m, k] E4M3 bits (rows may be strided), weight packed, x_scale [m], y [m, n or n / 2]
 int4fp8::GemmParams gemm_params(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
-                                const Array<float>& x_scale, const std::optional<py::array>& bias,
-                                py::array& y, int groups_per_tile, bool zero_points) {
+                                const Array<float>& x_scale, const py::dict& options, py::array& y,
+                                int groups_per_tile, bool zero_points) {
   int4fp8::GemmParams p{};
   p.x = x.data();
   p.weight = weight.data();
   p.x_scale = x_scale.data();
-  p.bias = bias ? bias->data() : nullptr;
-  p.y = y.mutable_data();
+  p.epilogue = epilogue(options, y);
   p.m = x.shape(0);
-  p.n = y.shape(1);
+  p.n = p.epilogue.activation == int4fp8::Activation::kSiluMul ? 2 * y.shape(1) : y.shape(1);
   p.k = x.shape(1);
   p.x_stride = x.strides(0);
   p.groups_per_tile = groups_per_tile;
   p.zero_points = zero_points;
-  p.bias_type = bias ? float_type(*bias) : FloatType::kFloat32;
-  p.out_type = float_type(y);
   return p;
 }
 
 sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
-                   const Array<float>& x_scale, const std::optional<py::array>& bias, py::array y,
+                   const Array<float>& x_scale, const py::dict& epilogue, py::array y,
                    int groups_per_tile, bool zero_points, int tokens, int consumers, int stages,
                    int split, int clusters, const sim::Options& options) {
-  const auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, zero_points);
+  const auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
   return int4fp8::simulate_decode(p, {tokens, consumers, stages, split, clusters}, options);
 }
 
@@ -111,12 +129,12 @@ sim::Report group_sums(const py::array_t<uint8_t>& x, Array<float>& sums, int gr
 void bind_int4fp8(py::module_& m) {
   m.def("int4fp8_decode_instances", &int4fp8::decode_instances);
   m.def("int4fp8_decode", &decode, py::arg("x").noconvert(), py::arg("weight").noconvert(),
-        py::arg("x_scale").noconvert(), py::arg("bias"), py::arg("y"), py::kw_only(),
+        py::arg("x_scale").noconvert(), py::arg("epilogue"), py::arg("y"), py::kw_only(),
         py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("consumers"),
         py::arg("stages"), py::arg("split"), py::arg("clusters"), py::arg("options"));
   m.def("int4fp8_cooperative_instances", &int4fp8::cooperative_instances);
   m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
-        py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("bias"),
+        py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("epilogue"),
         py::arg("y"), py::kw_only(), py::arg("x_sums"), py::arg("groups_per_tile"),
         py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"), py::arg("stages"),
         py::arg("ctas"), py::arg("options"));

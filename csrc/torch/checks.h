@@ -120,6 +120,13 @@ class Checker {
              device_text(t));
     }
   }
+  // Shape, device and strides of an operand; its dtype has been checked.
+  void tensor(const Tensor& t, const char* argument, std::span<const int64_t> expected,
+              const Tensor& reference, const char* reference_name) const {
+    shape(t, argument, expected);
+    same_device(t, argument, reference, reference_name);
+    contiguous(t, argument);
+  }
   static std::string device_text(const Tensor& t) {
     return t.is_cuda()  ? "cuda:" + std::to_string(t.get_device_index())
            : t.is_cpu() ? "cpu"

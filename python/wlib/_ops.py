@@ -70,10 +70,15 @@ def _int4fp8_gemm(
     n: int,
     group_size: int,
     bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    x_sums: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     layout_version: int = 1,
 ) -> Tensor:
-    return torch.empty((*x.shape[:-1], n), dtype=out_dtype or torch.bfloat16, device=x.device)
+    shape = (*x.shape[:-1], n // 2 if activation == "silu_mul" else n)
+    return torch.empty(shape, dtype=out_dtype or torch.bfloat16, device=x.device)
 
 
 @torch.library.register_fake("wlib::int4fp8_gemm.out")
@@ -85,6 +90,10 @@ def _int4fp8_gemm_out(
     n: int,
     group_size: int,
     bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    out_scale: Tensor | None = None,
+    x_sums: Tensor | None = None,
     layout_version: int = 1,
     out: Tensor,
 ) -> None:

@@ -7,6 +7,7 @@ activations in E4M3 with one scale per token.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _WEIGHT = "wlib.Int4Weight"
 _QUANTIZE = "wlib.Int4Weight.quantize"
 _SHARD = "wlib.Int4Weight.shard"
 _PACKED = "wlib.PackedInt4Weight"
+
+Activation = Literal["none", "silu_mul"]  # what int4fp8_gemm can apply to its outputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,29 +236,48 @@ def int4fp8_gemm(
     bias: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     out: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+    out_scale: Tensor | None = None,
+    x_sums: Tensor | None = None,
 ) -> Tensor:
     """Multiply FP8 activations with a packed INT4 weight (FireQ, arXiv 2505.20839).
 
-    y[m, n] = xs[m] * channel_scale[n] * sum_g group_scale[n, g]
+    v[m, n] = xs[m] * channel_scale[n] * sum_g group_scale[n, g]
               * sum_{k in g} xq[m, k] * (code[n, k] - zero_point[n, g]) + bias[n]
 
-    accumulated in float32 and rounded once. A NaN or Inf in xq, xs, the weight or the bias reaches
-    exactly the rows or columns of y it takes part in; Inf may arrive there as NaN.
+    accumulated in float32, followed in this order by what is asked for:
+
+    - activation "silu_mul": v[m, j] = silu(v[m, 2j]) * v[m, 2j + 1], for a weight whose rows are
+      gates and ups in turn;
+    - the residual is added;
+    - for float8_e4m3fn, v is divided by out_scale and saturated at 448.
+
+    Rounded once. A NaN or Inf in an operand reaches exactly the rows or columns of y it takes part
+    in; Inf may arrive there as NaN.
 
     Args:
         xq: float8_e4m3fn [..., K].
         p: the packed weight [N, K], on the device of xq.
         xs: float32 [...], scale of each token.
-        bias: None, or float32 or out_dtype [N].
-        out_dtype: bfloat16, float16 or float32; of no effect if `out` is given.
-        out: tensor [..., N] to write to; its dtype is the output dtype.
+        bias: None, or float32, bfloat16 or float16 [N].
+        out_dtype: bfloat16, float16, float32 or float8_e4m3fn; of no effect if `out` is given.
+        out: tensor [..., N'] to write to; its dtype is the output dtype.
+        residual: None, or float32, bfloat16 or float16 [..., N']; may be `out`, for y += x W^T.
+        activation: "none" or "silu_mul", which needs an even N.
+        out_scale: float32 [], the scale of float8_e4m3fn outputs, and only of these.
+        x_sums: None, or float32 [ceil(K/s), M rounded up to a multiple of 4]: what the codes of
+            each of the M tokens add up to in groups of s = min(group_size, 128, K) columns. Spares
+            the op this sum where p has zero points and M is large.
 
     Returns:
-        y [..., N] of out_dtype, or `out`.
+        y [..., N'] of out_dtype, or `out`; N' is N, or N / 2 with "silu_mul".
 
     Raises:
         TypeError: an argument has the wrong dtype, or p is not packed.
-        ValueError: a shape, a device, the group size or an alignment does not fit.
+        ValueError: a shape, a device, the group size, the activation or an alignment does not fit,
+            or `out` and the residual overlap without being the same.
         NotImplementedError: no kernel serves the device of xq.
     """
     if not isinstance(p, PackedInt4Weight):
@@ -264,12 +286,21 @@ def int4fp8_gemm(
         expected = f"x of shape [*, {p.k}] to match k={p.k}"
         refuse("wlib::int4fp8_gemm", expected, list(xq.shape), "x")
     op = torch.ops.wlib.int4fp8_gemm
-    packed = {"n": p.n, "group_size": p.group_size, "layout_version": p.layout_version}
+    options = {
+        "n": p.n,
+        "group_size": p.group_size,
+        "bias": bias,
+        "residual": residual,
+        "activation": activation,
+        "out_scale": out_scale,
+        "x_sums": x_sums,
+        "layout_version": p.layout_version,
+    }
     try:
         if out is None:
-            out = op(xq, p.data, xs, bias=bias, out_dtype=out_dtype, **packed)
+            out = op(xq, p.data, xs, out_dtype=out_dtype, **options)
         else:
-            op.out(xq, p.data, xs, bias=bias, out=out, **packed)
+            op.out(xq, p.data, xs, out=out, **options)
     except ValueError as error:
         raise typed_error(error) from None
     return out

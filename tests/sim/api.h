@@ -44,7 +44,8 @@ struct Buffer {  // a global allocation; touching anything outside the listed on
   void* base;
   size_t bytes;
   const char* name;
-  bool writable;  // then it is an output: reading what the kernel did not write is an error
+  bool writable;  // then it is an output: reading what the kernel did not write is an error,
+  bool initialised = false;  // except if it is also an input
 };
 
 struct Finding {

@@ -42,7 +42,7 @@ Machine::Machine(const LaunchConfig& config_, const Options& options_,
   require(config.smem_bytes <= kMaxShared, "smem_bytes: at most 227 KB");
   for (const Buffer& b : buffers) {
     globals_.push_back({b, {}});
-    if (b.writable) globals_.back().shadow.reset(b.bytes);
+    if (b.writable) globals_.back().shadow.reset(b.bytes, b.initialised);
   }
   globals_.push_back(
       {{const_cast<void*>(kernel.params), kernel.params_bytes, "kernel parameters", false}, {}});

@@ -450,14 +450,14 @@ _VALUE_MUTANTS = [
         "  float sum[C::kRegs] = {};\n  int done = 0;",
     ),
     mutant(
-        "odd row tail written", "global-bounds", STORE, "both = n + 1 < p.n", "both = n + 1 <= p.n"
+        "odd row tail written", "global-bounds", STORE, "gated && n + 1 < p.n", "gated && n < p.n"
     ),
     mutant(
         "bias read beyond the odd row tail",
         "global-bounds",
         STORE,
-        "both ? load_bias(bias, type, n + 1) : 0.0f",
-        "load_bias(bias, type, n + 1)",
+        "n, n + 1 < p.n, /*aligned",
+        "n, true, /*aligned",
     ),
     mutant(
         "one token too many",
@@ -465,6 +465,43 @@ _VALUE_MUTANTS = [
         KERNEL,
         "m >= p.m || item.n >= p.n",
         "m > p.m || item.n >= p.n",
+    ),
+]
+_EPILOGUE_MUTANTS = [
+    mutant("gate and up swapped", "numerics", STORE, "silu(v0) * v1", "silu(v1) * v0"),
+    mutant("gate without silu", "numerics", STORE, "silu(v0) * v1", "v0 * v1"),
+    mutant("gated outputs as far apart as rows", "numerics", STORE, "gated ? n / 2 : n", "n"),
+    mutant("gated outputs in pairs", "global-race", STORE, "both = !gated && n", "both = n"),
+    mutant(
+        "residual before the activation",
+        "numerics",
+        STORE,
+        "  if (e.activation == Activation::kSiluMul) v0",
+        "  v0 += residual.x;\n  if (e.activation == Activation::kSiluMul) v0",
+        "  v0 += residual.x;\n  v1",
+        "  v1",
+    ),
+    mutant(
+        "residual of another lane",
+        "global-race",
+        STORE,
+        "residual_type, to.at",
+        "residual_type, to.at ^ 1",
+    ),
+    mutant(
+        "residual of the first pair for the second",
+        "numerics",
+        STORE,
+        "v1 += residual.y",
+        "v1 += residual.x",
+    ),
+    mutant("FP8 outputs unscaled", "numerics", STORE, "= *e.out_scale", "= 1"),
+    mutant(
+        "wider rows than y has",
+        "global-bounds",
+        STORE,
+        "int64_t(m) * p.columns",
+        "int64_t(m) * p.n",
     ),
 ]
 _QUANTIZER_MUTANTS = [
@@ -680,6 +717,7 @@ MUTANTS = [
     *_WGMMA_MUTANTS,
     *_CLUSTER_MUTANTS,
     *_VALUE_MUTANTS,
+    *_EPILOGUE_MUTANTS,
     *_QUANTIZER_MUTANTS,
     *_GROUP_SUMS_MUTANTS,
     *_COOPERATIVE_MUTANTS,

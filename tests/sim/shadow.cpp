@@ -4,7 +4,11 @@
 
 namespace wlib::sim {
 
-void Shadow::reset(size_t bytes) { granules_.assign((bytes + kGranule - 1) / kGranule, Granule{}); }
+void Shadow::reset(size_t bytes, bool initialised) {
+  Granule fresh;
+  for (LastWrite& w : fresh.write) w.state = initialised ? kInitial : kPoison;
+  granules_.assign((bytes + kGranule - 1) / kGranule, fresh);
+}
 
 void Shadow::mark_barrier(size_t offset) {
   for (size_t i = offset; i < offset + 8; ++i) {
@@ -26,7 +30,7 @@ void Shadow::for_granules(size_t offset, size_t bytes, F f) {
 // May `by` follow the last write of this byte?
 Conflict Shadow::after_write(const Access& by, const LastWrite& w, size_t offset) const {
   if (w.state == kBarrier) return {Conflict::kBarrierObject, w.agent, offset};
-  if (w.state == kPoison) return {};
+  if (w.state == kPoison || w.state == kInitial) return {};
   if (!by.sees(w.agent, w.time)) return {Conflict::kWriteRace, w.agent, offset};
   if (by.async && !w.async && !by.sees_fenced(w.agent, w.time)) {
     return {Conflict::kMissingProxyFence, w.agent, offset};

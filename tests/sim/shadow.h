@@ -44,13 +44,13 @@ struct Conflict {
 
 class Shadow {
  public:
-  void reset(size_t bytes);
+  void reset(size_t bytes, bool initialised = false);
   Conflict read(const Access& by, size_t offset, size_t bytes);
   Conflict write(const Access& by, size_t offset, size_t bytes);
   void mark_barrier(size_t offset);  // 8 bytes that only mbarrier operations may touch
 
  private:
-  enum State : uint8_t { kPoison, kData, kBarrier };
+  enum State : uint8_t { kPoison, kInitial, kData, kBarrier };  // kInitial: from before the launch
   struct LastWrite {
     uint32_t time = 0;
     uint32_t agent = 0;

@@ -7,27 +7,43 @@
 
 namespace wlib {
 
-enum class FloatType : int { kFloat32, kBFloat16, kFloat16, kFloat64 };
+enum class FloatType : int { kFloat32, kBFloat16, kFloat16, kFloat64, kE4M3 };
 
 namespace int4fp8 {
 
-// y[m, n] = x_scale[m] * channel_scale[n] * sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k]
-// - zero[n, g]) + bias[n]
+enum class Activation : int { kNone, kSiluMul };
+
+// From sums to outputs, in float32 and in this order:
+//   v[m, n] = sum[m, n] * (x_scale[m] * channel_scale[n]) + bias[n]
+//   kSiluMul: v[m, j] = silu(v[m, 2 j]) * v[m, 2 j + 1], half as many columns
+//   y[m, j] = v[m, j] + residual[m, j], for E4M3 divided by out_scale; rounded once
+struct Epilogue {
+  const void* bias;        // [n] of bias_type, or null
+  const void* residual;    // [m, columns] of residual_type, contiguous, or null; may be y
+  const float* out_scale;  // [], only of E4M3 outputs
+  void* y;                 // [m, columns] of out_type, contiguous
+  Activation activation;
+  FloatType bias_type, residual_type, out_type;  // kE4M3: outputs only
+
+  constexpr int64_t columns(int64_t n) const {
+    return activation == Activation::kSiluMul ? n / 2 : n;
+  }
+};
+
+// sum[m, n] = sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k] - zero[n, g])
 struct GemmParams {
   const uint8_t* x;       // [m, k] E4M3, unit stride along k
   const uint8_t* weight;  // packed, see layout/int4_tile.h
   const float* x_scale;   // [m]
-  const void* bias;       // [n] of bias_type, or null
   // [ceil(k / s), x_sums_pitch], s = min(group size, 128, k): sums of x over s columns; null,
   // unless there are zero points and it is known
   const float* x_sums;
-  int64_t x_sums_pitch;  // m rounded up to a multiple of kSumsAlignment
-  void* y;               // [m, n] of out_type, contiguous
   int64_t m, n, k;
-  int64_t x_stride;     // elements between rows of x
-  int groups_per_tile;  // 1, 2 or 4
+  int64_t x_stride;      // elements between rows of x
+  int64_t x_sums_pitch;  // m rounded up to a multiple of kSumsAlignment
+  int groups_per_tile;   // 1, 2 or 4
   bool zero_points;
-  FloatType bias_type, out_type;
+  Epilogue epilogue;
 };
 
 // What the quantiser makes of a row before it quantises it.

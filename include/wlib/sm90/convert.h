@@ -19,17 +19,20 @@ WLIB_DEVICE float2 e4m3x2_to_float2(uint16_t codes) {
 #endif
 }
 
-// Four codes, a's in the lowest byte: nearest, ties to even, saturating; NaN stays NaN.
-WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
+// The codes of two floats, the first in the lower byte: to nearest even, saturated; every NaN as
+// 0x7f.
+WLIB_DEVICE uint16_t float2_to_e4m3x2(float2 v) {
 #if WLIB_ON_DEVICE
-  uint16_t low, high;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(low) : "f"(b), "f"(a));
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(high) : "f"(d), "f"(c));
-  return low | uint32_t(high) << 16;
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(v.y), "f"(v.x));
+  return codes;
 #else
-  return float_to_e4m3(a) | float_to_e4m3(b) << 8 | float_to_e4m3(c) << 16 |
-         uint32_t(float_to_e4m3(d)) << 24;
+  const auto code = [](float f) { return f == f ? float_to_e4m3(f) : uint8_t(0x7f); };
+  return uint16_t(code(v.x) | code(v.y) << 8);
 #endif
+}
+WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
+  return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
 }
 
 }  // namespace wlib::sm90

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..int4fp8 import Int4Weight
+from ..int4fp8 import Activation, Int4Weight
 
 F32_EPS = 2.0**-24  # largest relative error of one float32 rounding
 
@@ -52,15 +52,23 @@ def group_sums(xq: Tensor, group_size: int) -> Tensor:
 
 
 def int4fp8_gemm(
-    xq: Tensor, weight: Int4Weight, xs: Tensor, bias: Tensor | None = None
+    xq: Tensor,
+    weight: Int4Weight,
+    xs: Tensor,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+    out_scale: Tensor | None = None,
 ) -> Reference:
-    """y = xs * channel_scale * sum_g s * sum_k x * (code - zero_point) + bias.
+    """y = xs * channel_scale * sum_g s * sum_k x * (code - zero_point) + bias, and what follows.
 
     Args:
         xq: float8_e4m3fn [M, K].
         weight: the weight [N, K] on the device of xq.
         xs: float32 [M].
         bias: None or floating point [N].
+        residual, activation, out_scale: as `wlib.int4fp8_gemm` takes them.
 
     Returns:
         y, and the sum of the absolute values of everything any route may add up to reach it: each
@@ -85,4 +93,25 @@ def int4fp8_gemm(
     y, magnitude = y * factor, magnitude * factor.abs()
     if bias is not None:
         y, magnitude = y + bias.double(), magnitude + bias.double().abs()
+    if activation == "silu_mul":
+        y, magnitude = _silu_mul(y, magnitude)
+    if residual is not None:
+        y, magnitude = y + residual.double(), magnitude + residual.double().abs()
+    if out_scale is not None:
+        y, magnitude = y / out_scale.double(), magnitude / out_scale.double().abs()
+        y = y.clamp(-448, 448)
     return Reference(y, magnitude)
+
+
+def _silu_mul(v: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate) * up of alternating columns, and what errors relative to `magnitude` grow to.
+
+    With errors of at most e * magnitude in gate and up, and a slope of silu of at most 1.1, the
+    product is off by at most e times the sum below, if e is at most 2^-8; |y| stands for the
+    roundings on the way.
+    """
+    (gate, up), (gate_magnitude, up_magnitude) = ((t[:, 0::2], t[:, 1::2]) for t in (v, magnitude))
+    silu = gate / (1 + torch.exp(-gate))
+    y = silu * up
+    from_gate = 1.1 * gate_magnitude * (up.abs() + 2.0**-8 * up_magnitude)
+    return y, from_gate + silu.abs() * up_magnitude + y.abs()
