@@ -333,6 +333,16 @@ PYTHON: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "wlib.nn.Int4Fp8Linear: expected [layout_version, n, k, group_size, has_zero_point, "
      "has_channel_scale] = [1, 100, 256, 256, 0, 0], got [1, 100, 256, 128, 0, 0] "
      "(argument 'state_dict')"),
+    (lambda: wlib.nn.Int4Fp8GateUp(wlib.nn.Int4Fp8Linear(K, 7)), ValueError,
+     "wlib.nn.Int4Fp8GateUp: expected an even number of output features, got 7 (argument 'rows')"),
+    (lambda: wlib.nn.Int4Fp8GateUp.from_linears(
+        wlib.nn.Int4Fp8Linear(K, N), wlib.nn.Int4Fp8Linear(K, N, group_size=64)), ValueError,
+     "wlib.Int4Weight.interleave: expected up with [n, k, group_size] = [100, 256, 128], got "
+     "[100, 256, 64] (argument 'up')"),
+    (lambda: wlib.nn.Int4Fp8GateUp.from_linears(
+        wlib.nn.Int4Fp8Linear(K, N), wlib.nn.Int4Fp8Linear(K, N, has_k_permutation=True)),
+     ValueError, "wlib.nn.Int4Fp8GateUp: expected up with the order of columns of gate, got "
+     "another k_permutation (argument 'up')"),
     (lambda: wlib.nn.replace_linear(nn.Linear(K, N), wlib.nn.Int4Fp8Linear), ValueError,
      "replace_linear: a lone nn.Linear has no parent, use from_linear instead"),
     (lambda: wlib.nn.replace_linear(nn.Sequential(nn.Linear(33, 4)), wlib.nn.Int4Fp8Linear),

@@ -18,6 +18,7 @@ from .group_scale import ScaleGrid, choose_scale, round_codes
 
 _WEIGHT = "wlib.Int4Weight"
 _QUANTIZE = "wlib.Int4Weight.quantize"
+_INTERLEAVE = "wlib.Int4Weight.interleave"
 _SHARD = "wlib.Int4Weight.shard"
 _PACKED = "wlib.PackedInt4Weight"
 
@@ -122,6 +123,35 @@ class Int4Weight:
         nibbles = codes.to(torch.int8).view(torch.uint8) & 15
         group_scale, channel_scale = grid.split(scale)
         return cls(nibbles[:, 0::2] | nibbles[:, 1::2] << 4, group_scale, None, channel_scale)
+
+    @classmethod
+    def interleave(cls, gate: Int4Weight, up: Int4Weight) -> Int4Weight:
+        """The weight [2 N, K] whose rows are those of gate and up in turn, for "silu_mul".
+
+        Args:
+            gate, up: [N, K] with the same group size, on one device.
+
+        Raises:
+            ValueError: the two do not fit.
+        """
+        sizes = [up.n, up.k, up.group_size]
+        if sizes != [gate.n, gate.k, gate.group_size]:
+            expected = f"up with [n, k, group_size] = {[gate.n, gate.k, gate.group_size]}"
+            refuse(_INTERLEAVE, expected, sizes, "up")
+        check_device(_INTERLEAVE, "up", up.codes, gate.codes.device)
+
+        def in_turn(name: str, default: float) -> Tensor | None:
+            a, b = getattr(gate, name), getattr(up, name)
+            if a is None and b is None:
+                return None
+            a = torch.full_like(b, default) if a is None else a
+            b = torch.full_like(a, default) if b is None else b
+            return torch.stack((a, b), dim=1).flatten(0, 1)
+
+        codes, group_scale = in_turn("codes", 0), in_turn("group_scale", 0)
+        assert codes is not None
+        assert group_scale is not None
+        return cls(codes, group_scale, in_turn("zero_point", 0), in_turn("channel_scale", 1))
 
     def dequantize(self) -> Tensor:
         """The weight this object stands for, float32 [N, K].

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import layout
 from ..errors import check_device, check_dtype, check_shape, refuse
-from ..int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
+from ..int4fp8 import Activation, Int4Weight, PackedInt4Weight, int4fp8_gemm
 from ..quantizer import fp8_quantize
 
 _NAME = "wlib.nn.Int4Fp8Linear"
@@ -135,14 +135,16 @@ class Int4Fp8Linear(nn.Module):
             self.has_channel_scale,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         """Apply the layer.
 
         Args:
             x: float32, float16 or bfloat16 [..., K]; copied first if it is not contiguous.
+            activation: what follows, see `wlib.int4fp8_gemm`.
 
         Returns:
-            [..., N] in the dtype of x or, as with nn.Linear, of the enclosing autocast.
+            [..., N], or [..., N / 2] with "silu_mul", in the dtype of x or, as with nn.Linear, of
+            the enclosing autocast.
 
         Raises:
             TypeError: x has another dtype.
@@ -156,7 +158,7 @@ class Int4Fp8Linear(nn.Module):
         if self.k_permutation is not None:  # a token's scale is that of its columns in any order
             octets = xq.view(torch.uint8).index_select(-1, self.k_permutation)
             xq = octets.view(xq.dtype)
-        return int4fp8_gemm(xq, self.packed, x_scale, self.bias, out_dtype)
+        return int4fp8_gemm(xq, self.packed, x_scale, self.bias, out_dtype, activation=activation)
 
     def get_extra_state(self) -> Tensor:
         """What the packed bytes mean; a tensor, so that safetensors can hold it."""
