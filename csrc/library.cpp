@@ -5,6 +5,7 @@
 #include <string>
 
 #include "atoms/ops.h"
+#include "atoms/prng.h"
 #include "atoms/rebuild.h"
 #include "fp4/ops.h"
 #include "int4fp8/cpu.h"
@@ -76,6 +77,10 @@ STABLE_TORCH_LIBRARY(wlib, m) {
       "Tensor? b_global=None, *, float alpha=1.0, str mode=\"fold8\", ScalarType? out_dtype=None) "
       "-> Tensor");
   m.def("hadamard(Tensor x, int size, Tensor? signs=None, *, bool inverse=False) -> Tensor");
+  m.def(
+      "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
+      "out_dtype=None) -> Tensor");
+  m.def("prng_project(Tensor values, int count, int seed, str dist, int tensor_id) -> Tensor");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -98,6 +103,8 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp4_requantize_t", TORCH_BOX(&wlib::fp4::requantize_t));
   m.impl("fp4_matmul", TORCH_BOX(&wlib::fp4::matmul));
   m.impl("hadamard", TORCH_BOX(&wlib::fp4::hadamard));
+  m.impl("prng_expand", TORCH_BOX(&wlib::atoms::prng_expand));
+  m.impl("prng_project", TORCH_BOX(&wlib::atoms::prng_project));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -154,7 +161,15 @@ extern "C" __attribute__((visibility("default"))) const char* wlib_attention_pre
   return "cpu: 64 rows by 64 keys, float32\n";
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_rebuild_rows() {
-  return "cpu, any form: one row of the weight at a time\n";
+  return "cpu, any form: one row of the weight at a time\n" WLIB_CUDA_ROWS(
+      "sm_90a, any form: sm90_rebuild, tiles of 64 x 128, all layers in one launch\n");
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_prng_expand_rows() {
+  return "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
+      "sm_90a, any dist: sm90_expand, a block of elements per thread\n");
+}
+extern "C" __attribute__((visibility("default"))) const char* wlib_prng_project_rows() {
+  return "cpu, any dist: one basis at a time\n";
 }
 extern "C" __attribute__((visibility("default"))) const char* wlib_atoms_reconstruct_rows() {
   return wlib::atoms::reconstruct_rows();

@@ -68,6 +68,10 @@ SCHEMAS |= {
     "float[] scales, *, ScalarType? out_dtype=None, int? seed=None) -> Tensor[]",
     "rebuild.out": "wlib::rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, "
     "float[] scales, *, int? seed=None, Tensor(a!)[] out) -> ()",
+    "prng_expand.default": "wlib::prng_expand(Tensor coef, int[] shape, int seed, str dist, "
+    "int tensor_id, ScalarType? out_dtype=None) -> Tensor",
+    "prng_project.default": "wlib::prng_project(Tensor values, int count, int seed, str dist, "
+    "int tensor_id) -> Tensor",
 }
 
 
@@ -178,6 +182,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         + [("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5})]
         + [("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {})]
         + fp4_samples()
+        + prng_samples()
     )
 
 
@@ -206,6 +211,17 @@ def rebuild_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
          {"out": [torch.empty(base.shape, dtype=torch.float16) for base in bases]}),
     ]  # fmt: skip
     return calls
+
+
+def prng_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    coef = torch.randn(5, requires_grad=True)
+    return [
+        ("prng_expand.default", (coef, [3, 7], 1, "uniform", 0), {}),
+        ("prng_expand.default", (coef.detach(), [40], -1, "sign", 3, torch.bfloat16), {}),
+        ("prng_expand.default", (coef.detach()[:0], [2, 0], 2, "normal", 0), {}),
+        ("prng_project.default", (torch.randn(3, 7), 5, 1, "normal", 0), {}),
+        ("prng_project.default", (torch.randn(9).half(), 2, 1, "sign", 0), {}),
+    ]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

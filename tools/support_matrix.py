@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "support_matrix.md"
 RESULTS = ROOT / "bench" / "results"
 # The op that an arm of the benchmark times by itself.
 MEASURED_OPS = {("int4fp8", "wlib"): "int4fp8_gemm"}
+FAMILIES = {"rebuild": "atoms", "expand": "atoms"}  # of kernels, where it is not int4fp8
 HEADER = """\
 # Support matrix
 
@@ -68,7 +69,7 @@ def compiled_kernels(entry: Entry) -> set[str]:
     tokens = re.search(r"(\d+) tokens", entry.kernel)
     found = set()
     for kernel in re.findall(r"sm90_(\w+)", entry.kernel):
-        start = f"int4fp8::{kernel}_kernel"
+        start = f"{FAMILIES.get(kernel, 'int4fp8')}::{kernel}_kernel"
         if kernel == "decode" and tokens:
             start += f"<DecodeConfig<{tokens[1]}, "
         found |= {name for name in read_budget() if name.startswith(start)}
@@ -87,6 +88,8 @@ def simulated_kernels() -> set[str]:
     for tokens, slabs, stages, groups, zeros in wlib_probe.int4fp8_cooperative_instances():
         values = f"{tokens}, {slabs}, {groups}, {str(bool(zeros)).lower()}, {stages}"
         found.add(f"int4fp8::cooperative_kernel<CooperativeConfig<{values}>>")
+    found |= {f"atoms::rebuild_kernel<{capacity}>" for capacity in (8, 280)}
+    found |= {f"atoms::expand_kernel<(Distribution){i}>" for i in range(3)}
     return found
 
 

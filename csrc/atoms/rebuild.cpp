@@ -1,11 +1,15 @@
 // Checks every argument of wlib::rebuild, fills a RebuildLayer for each layer, picks CPU or CUDA.
 #include "atoms/rebuild.h"
 
+#include <torch/csrc/stable/accelerator.h>
+
 #include <limits>
 #include <string>
 
+#include "atoms/rebuild_cuda.h"
 #include "torch/checks.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 
 namespace wlib::atoms {
 namespace {
@@ -197,11 +201,18 @@ void check_rounding(const Checker& check, const Arguments& a, ScalarType type,
   }
 }
 
-void run(const Checker& check, const Arguments& a, const std::vector<RebuildLayer>& layers) {
+void run(const Checker& check, const Arguments& a, std::vector<RebuildLayer>& layers) {
   if (layers.empty()) return;
   const Rounding rounding{uint64_t(a.seed.value_or(0)), a.seed.has_value()};
   if (a.operands[0].is_cpu()) return rebuild_cpu(layers, rounding);
-  check.no_kernel("device cuda (rows: cpu)");
+#ifdef WLIB_HAS_CUDA
+  const int32_t device = a.operands[0].get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  if (const char* error = rebuild_cuda(layers, rounding, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+#else
+  check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
 }
 
 }  // namespace

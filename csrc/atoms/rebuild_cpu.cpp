@@ -145,11 +145,17 @@ class LayerRebuilder {
       for (int64_t j = 0; j < l_.columns; ++j) to[j] = convert<T>(value(j));
     });
     if (!rounding_.stochastic) return;
+    // Elements are counted row by row, each row padded to whole blocks; the rows of block_affine
+    // are those of its blocks.
+    const int64_t width = l_.form == RebuildForm::kBlockAffine ? l_.rank1 : l_.columns;
+    const int64_t blocks = (width + kRoundingBlock - 1) / kRoundingBlock;
+    const int64_t first_row = row * (width ? l_.columns / width : 0);
     auto* to = static_cast<uint16_t*>(l_.out) + row * l_.columns;
     for (int64_t j = 0; j < l_.columns; ++j) {
-      const uint64_t element = uint64_t(row) * l_.columns + j;
-      const Draw d = draw(rounding_.seed, number_, kRoundingBasis, element / kRoundingBlock);
-      to[j] = round_stochastic_bf16(float(value(j)), rounding_bits(d, element % kRoundingBlock));
+      const int64_t in_row = j % width;
+      const uint64_t block = (first_row + j / width) * blocks + in_row / kRoundingBlock;
+      const Draw d = draw(rounding_.seed, number_, kRoundingBasis, block);
+      to[j] = round_stochastic_bf16(float(value(j)), rounding_bits(d, in_row % kRoundingBlock));
     }
   }
 

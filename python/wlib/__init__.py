@@ -1,6 +1,6 @@
 """wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
 
-from . import _ops, _ops_rebuild, nn, quant, rebuild
+from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
 from .info import info
@@ -18,6 +18,7 @@ from .quantizer import (
     rms_norm_fp8_quantize,
     silu_mul_fp8_quantize,
 )
+from .prng import prng_expand
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "int4fp8_gemm",
     "merge_attention_states",
     "nn",
+    "prng_expand",
     "quant",
     "quantize_kv_int4",
     "quantize_q_fp8",
@@ -51,4 +53,4 @@ __all__ = [
     "tucker_reconstruct",
 ]
 
-del _ops, _ops_rebuild  # imported for their effect: they register the ops and their fake kernels
+del _ops, _ops_prng, _ops_rebuild  # imported for their effect: fake kernels and gradients

@@ -75,6 +75,8 @@ def info() -> Info:
             "fp4_requantize_t": _rows("wlib_fp4_quantize_rows"),
             "fp4_matmul": _rows("wlib_fp4_matmul_rows"),
             "hadamard": _rows("wlib_hadamard_rows"),
+            "prng_expand": _rows("wlib_prng_expand_rows"),
+            "prng_project": _rows("wlib_prng_project_rows"),
         },
     )
 

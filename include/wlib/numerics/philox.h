@@ -7,6 +7,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 
 #include "wlib/platform.h"
 
@@ -53,6 +54,53 @@ constexpr int kRoundingBlock = 8;
 
 WLIB_HOST_DEVICE constexpr uint32_t rounding_bits(const Draw& d, int element_in_block) {
   return d.word[element_in_block / 2] >> element_in_block % 2 * 16;
+}
+
+// Bases of random numbers. Uniform and normal: a block is four neighbouring elements of one basis,
+// a word each. Sign: a block is 32 neighbouring elements of four neighbouring bases, whose number
+// in the counter is basis / 4; a word is a basis, bit e is element e.
+enum class Distribution : int { kUniform, kSign, kNormal };
+constexpr int kBlockElements = 4, kSignElements = 32, kSignBases = 4;
+
+// In [-1, 1), a multiple of 2^-23.
+WLIB_HOST_DEVICE constexpr float uniform_value(uint32_t word) {
+  return float(int32_t(word) >> 8) * 0x1p-23f;
+}
+// -1 where the bit is set, else 1, times `magnitude`.
+WLIB_HOST_DEVICE constexpr float sign_value(uint32_t word, int bit, float magnitude) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(magnitude) ^ (word << (31 - bit) & 1u << 31));
+}
+
+struct NormalPair {
+  float value[2];
+};
+
+// ln(x) for x in (0, 1]. Like all that normal numbers are made of, written with fused and correctly
+// rounded operations only, so that compilers have no choice and every device gives the same bits.
+WLIB_HOST_DEVICE float defined_log(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x) + (0x3f800000u - 0x3f3504f3u);  // at sqrt(1/2)
+  const float exponent = float(int32_t(bits >> 23) - 127);
+  const float f = std::bit_cast<float>((bits & 0x7fffffu) + 0x3f3504f3u) - 1.0f;
+  const float s = f / (2.0f + f), z = s * s;  // ln(1 + f) = 2 atanh(s)
+  const float series =
+      fmaf(fmaf(fmaf(fmaf(z, 2.0f / 11, 2.0f / 9), z, 2.0f / 7), z, 2.0f / 5), z, 2.0f / 3);
+  const float tail = fmaf(s, z * series, exponent * 1.42860677e-6f);  // the rest of ln 2
+  return fmaf(exponent, 0.693145752f, fmaf(2.0f, s, tail));
+}
+
+// Box-Muller: sqrt(-2 ln u) times cos and sin of an angle of 2^24 steps, u a multiple of 2^-24 in
+// (0, 1]. Standard normal up to the error of the series, below 2^-20, and |value| < 5.8.
+WLIB_HOST_DEVICE NormalPair normal_values(uint32_t word0, uint32_t word1) {
+  const float radius = sqrtf(-2.0f * defined_log(float((word0 >> 8) + 1) * 0x1p-24f));
+  const uint32_t turn = (word1 >> 8) + (1u << 21), quadrant = turn >> 22;
+  const float x = float(int32_t(turn & 0x3fffffu) - (1 << 21)) * (1.57079633f * 0x1p-22f);
+  const float z = x * x;
+  const float sine =
+      fmaf(x, z * fmaf(fmaf(fmaf(z, 1.0f / 362880, -1.0f / 5040), z, 1.0f / 120), z, -1.0f / 6), x);
+  const float cosine =
+      fmaf(fmaf(fmaf(fmaf(z, 1.0f / 40320, -1.0f / 720), z, 1.0f / 24), z, -0.5f), z, 1.0f);
+  const float c = quadrant & 1 ? sine : cosine, s = quadrant & 1 ? cosine : sine;
+  return {{radius * ((quadrant + 1) & 2 ? -c : c), radius * (quadrant & 2 ? -s : s)}};
 }
 
 }  // namespace wlib

@@ -1,0 +1,27 @@
+// wlib::prng_expand and its gradient (schemas: csrc/library.cpp).
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "wlib/params/prng.h"
+
+namespace wlib::atoms {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed,
+                   std::string distribution, int64_t tensor_id,
+                   std::optional<ScalarType> out_dtype);
+Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, std::string distribution,
+                    int64_t tensor_id);
+
+void prng_expand_cpu(const PrngParams& p);
+void prng_project_cpu(const PrngParams& p);
+
+}  // namespace wlib::atoms
