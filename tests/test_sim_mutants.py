@@ -20,7 +20,6 @@ from sim_problems import (
     GemmCase,
     Shape,
     exact_problem,
-    to_bf16,
 )
 
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]

@@ -95,6 +95,7 @@ WLIB_DEVICE void store_pair(const KernelParams& p, int m, int n, float v0, float
       return store_values<uint8_t, uchar2>(e.y, at, both, aligned, uint8_t(codes),
                                            uint8_t(codes >> 8));
     }
+    default: return;  // no other type is accepted
   }
 }
 

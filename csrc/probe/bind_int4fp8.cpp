@@ -64,11 +64,11 @@ sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
 }
 
 sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
-                        const Array<float>& x_scale, const std::optional<py::array>& bias,
-                        py::array y, const std::optional<Array<float>>& x_sums, int groups_per_tile,
+                        const Array<float>& x_scale, const py::dict& epilogue, py::array y,
+                        const std::optional<Array<float>>& x_sums, int groups_per_tile,
                         bool zero_points, int tokens, int slabs, int stages, int ctas,
                         const sim::Options& options) {
-  auto p = gemm_params(x, weight, x_scale, bias, y, groups_per_tile, zero_points);
+  auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
   if (x_sums) {
     p.x_sums = x_sums->data();
     p.x_sums_pitch = x_sums->shape(1);

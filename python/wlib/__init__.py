@@ -12,13 +12,13 @@ from .prefill import (
     quantize_kv_int4,
     quantize_q_fp8,
 )
+from .prng import prng_expand
 from .quantizer import (
     fp8_group_sums,
     fp8_quantize,
     rms_norm_fp8_quantize,
     silu_mul_fp8_quantize,
 )
-from .prng import prng_expand
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
