@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "int4fp8/cpu.h"
 #include "int4fp8/cuda.h"
@@ -23,7 +24,7 @@ namespace {
 // Calls cpu(p) or cuda(p, ...), by the device of x.
 template <class Params>
 void dispatch(const Checker& check, const Params& p, const Tensor& x, void (*cpu)(const Params&),
-              const char* (*cuda)(const Params&, int, void*)) {
+              std::type_identity_t<const char* (*)(const Params&, int, void*)> cuda) {
   if (p.rows == 0) return;
   if (x.is_cpu()) return cpu(p);
   if (!cuda) check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");

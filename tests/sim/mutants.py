@@ -470,7 +470,7 @@ _VALUE_MUTANTS = [
 _EPILOGUE_MUTANTS = [
     mutant("gate and up swapped", "numerics", STORE, "silu(v0) * v1", "silu(v1) * v0"),
     mutant("gate without silu", "numerics", STORE, "silu(v0) * v1", "v0 * v1"),
-    mutant("gated outputs as far apart as rows", "numerics", STORE, "gated ? n / 2 : n", "n"),
+    mutant("gated outputs as far apart as rows", "global-bounds", STORE, "gated ? n / 2 : n", "n"),
     mutant("gated outputs in pairs", "global-race", STORE, "both = !gated && n", "both = n"),
     mutant(
         "residual before the activation",
