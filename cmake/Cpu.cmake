@@ -1,4 +1,4 @@
-# wlib_cpu_kernels(file.cpp): compiles the file once per instruction set into _C; the family's cpu.cpp picks one
+# wlib_cpu_kernels(file.cpp): compiles the family's file once per instruction set into _C; the family's cpu.cpp picks one
 # at run time. The file puts everything into `namespace wlib::<family>::WLIB_ISA`.
 
 set(WLIB_ISA_FLAGS_baseline "")
@@ -7,8 +7,7 @@ set(WLIB_ISA_FLAGS_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-ve
 set(WLIB_ISA_FLAGS_avx512vnni ${WLIB_ISA_FLAGS_avx512} -mavx512vnni -mgfni)
 
 function(wlib_cpu_kernels source)
-  cmake_path(GET source PARENT_PATH folder)
-  cmake_path(GET folder STEM family)
+  cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME family)
   cmake_path(GET source STEM stem)
   set(stem ${family}_${stem})
   foreach(isa baseline avx2 avx512 avx512vnni)

@@ -1,6 +1,6 @@
 # Decides whether CUDA kernels are built: by whether an nvcc is there, never by whether a GPU is.
-# wlib_cuda_kernels(file.cu [INSTANCES values...]): compiles the file into _C, with INSTANCES once per value
-# with -DWLIB_INSTANCE=<value>, so that instances compile side by side.
+# wlib_cuda_kernels(file.cu [INSTANCES values...]): compiles the family's file into _C if there is an nvcc, with INSTANCES
+# once per value with -DWLIB_INSTANCE=<value>, so that instances compile side by side.
 
 set(WLIB_HAS_CUDA FALSE)
 set(WLIB_CUDA_SUMMARY "none (WLIB_CUDA=OFF)")
@@ -57,13 +57,17 @@ if(WLIB_HAS_CUDA)
 endif()
 
 function(wlib_cuda_kernels source)
+  if(NOT WLIB_HAS_CUDA)
+    return()
+  endif()
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "INSTANCES")
+  cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME family)
   cmake_path(GET source STEM stem)
   if(NOT arg_INSTANCES)
     set(arg_INSTANCES 0)
   endif()
   foreach(value IN LISTS arg_INSTANCES)
-    set(target ${stem}_${value})
+    set(target ${family}_${stem}_${value})
     add_library(${target} OBJECT ${source})
     target_link_libraries(${target} PRIVATE wlib_headers wlib_cutlass wlib_cuda_flags)
     target_compile_definitions(${target} PRIVATE WLIB_INSTANCE=${value})

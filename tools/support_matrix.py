@@ -8,22 +8,21 @@ it. Needs wlib_probe on the path: `make docs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import wlib_probe
 
-import wlib
 from machine_code import read_budget
 from wlib.bench.rows import Row, read_rows
+from wlib.info import FAMILIES, family_dispatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support_matrix.md"
 RESULTS = ROOT / "bench" / "results"
 # The op that an arm of the benchmark times by itself.
 MEASURED_OPS = {("int4fp8", "wlib"): "int4fp8_gemm"}
-FAMILIES = {"rebuild": "atoms", "expand": "atoms"}  # of kernels, where it is not int4fp8
 HEADER = """\
 # Support matrix
 
@@ -44,16 +43,17 @@ rows in `bench/results`.
 class Entry:
     """One row of a dispatch table, e.g. `sm_90a, M <= 8: sm90_decode, tile of 8 tokens`."""
 
+    family: str
     op: str
     architecture: str
     condition: str
     kernel: str
 
     @classmethod
-    def parse(cls, op: str, line: str) -> Entry:
+    def parse(cls, family: str, op: str, line: str) -> Entry:
         head, _, kernel = line.partition(": ")
         architecture, _, condition = head.partition(", ")
-        return cls(op, architecture, condition or "any M", kernel)
+        return cls(family, op, architecture, condition or "any M", kernel)
 
     def serves(self, m: int) -> bool:
         match = re.fullmatch(r"M (<=?) (\d+)", self.condition)
@@ -61,7 +61,12 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    return [Entry.parse(op, line) for op, lines in wlib.info().dispatch.items() for line in lines]
+    return [
+        Entry.parse(family, op, row)
+        for family in FAMILIES
+        for op, rows in family_dispatch(family).items()
+        for row in rows
+    ]
 
 
 def compiled_kernels(entry: Entry) -> set[str]:
@@ -69,28 +74,37 @@ def compiled_kernels(entry: Entry) -> set[str]:
     tokens = re.search(r"(\d+) tokens", entry.kernel)
     found = set()
     for kernel in re.findall(r"sm90_(\w+)", entry.kernel):
-        start = f"{FAMILIES.get(kernel, 'int4fp8')}::{kernel}_kernel"
+        start = f"{entry.family}::{kernel}_kernel"
         if kernel == "decode" and tokens:
             start += f"<DecodeConfig<{tokens[1]}, "
         found |= {name for name in read_budget() if name.startswith(start)}
     return found
 
 
-def simulated_kernels() -> set[str]:
-    """The same names, of what the simulator's tests run."""
+def _simulated_int4fp8() -> Iterator[str]:
     types = ("__half", "__nv_bfloat16", "float")
     rows = ("PlainRow", "RmsNormRow", "SiluMulRow")
-    found = {f"int4fp8::quantize_kernel<{row}<{t}>>" for row in rows for t in types}
-    found.add("int4fp8::group_sums_kernel")
+    yield from (f"quantize_kernel<{row}<{t}>>" for row in rows for t in types)
+    yield "group_sums_kernel"
     for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
         values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"
-        found.add(f"int4fp8::decode_kernel<DecodeConfig<{values}>>")
+        yield f"decode_kernel<DecodeConfig<{values}>>"
     for tokens, slabs, stages, groups, zeros in wlib_probe.int4fp8_cooperative_instances():
         values = f"{tokens}, {slabs}, {groups}, {str(bool(zeros)).lower()}, {stages}"
-        found.add(f"int4fp8::cooperative_kernel<CooperativeConfig<{values}>>")
-    found |= {f"atoms::rebuild_kernel<{capacity}>" for capacity in (8, 280)}
-    found |= {f"atoms::expand_kernel<(Distribution){i}>" for i in range(3)}
-    return found
+        yield f"cooperative_kernel<CooperativeConfig<{values}>>"
+
+
+def _simulated_atoms() -> Iterator[str]:
+    yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
+    yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
+
+
+SIMULATED = {"int4fp8": _simulated_int4fp8, "atoms": _simulated_atoms}
+
+
+def simulated_kernels() -> set[str]:
+    """Names, as in the budget of the machine code, of what the simulator's tests run."""
+    return {f"{family}::{name}" for family, names in SIMULATED.items() for name in names()}
 
 
 def is_simulated(entry: Entry) -> bool:

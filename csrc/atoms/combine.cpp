@@ -69,6 +69,4 @@ std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef) {
   return outs;
 }
 
-const char* combine_rows() { return "cpu: blocks of 256 elements of all lists\n"; }
-
 }  // namespace wlib::atoms

@@ -1,4 +1,4 @@
-// The ops on shared atoms, as the dispatcher calls them (schemas: csrc/library.cpp).
+// The ops on shared atoms, as the dispatcher calls them (schemas: registration.cpp).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -21,10 +21,5 @@ std::tuple<Tensor, Tensor> reconstruct_backward(const Tensor& grad, const Tensor
 
 // tensors: S lists of T tensors, one after the other; coef [P, S] -> P lists of T tensors.
 std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef);
-
-// The tables by which the ops choose, one line per row; for wlib.info().
-const char* reconstruct_rows();
-const char* reconstruct_backward_rows();
-const char* combine_rows();
 
 }  // namespace wlib::atoms

@@ -1,4 +1,4 @@
-// wlib::prng_expand and its gradient (schemas: csrc/library.cpp).
+// wlib::prng_expand and its gradient (schemas: registration.cpp).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -1,5 +1,5 @@
 // wlib::rebuild: weights from a base and few numbers, many layers at a time (schema:
-// csrc/library.cpp).
+// registration.cpp).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

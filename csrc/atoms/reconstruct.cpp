@@ -140,9 +140,4 @@ std::tuple<Tensor, Tensor> reconstruct_backward(const Tensor& grad, const Tensor
   return {grad_atoms, grad_coef};
 }
 
-const char* reconstruct_rows() { return "cpu: blocks of 256 elements of all layers\n"; }
-const char* reconstruct_backward_rows() {
-  return "cpu: blocks of 256 elements of all layers, both gradients\n";
-}
-
 }  // namespace wlib::atoms

@@ -1,4 +1,4 @@
-// The ops of family fp4, as the dispatcher calls them (schemas: csrc/library.cpp).
+// The ops of family fp4, as the dispatcher calls them (schemas: registration.cpp).
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -8,6 +8,8 @@ import torch
 
 from ._load import library_path, text
 
+FAMILIES = ("int4fp8", "prefill", "atoms", "fp4")  # as the folders of csrc
+
 
 @dataclass(frozen=True)
 class Info:
@@ -58,28 +60,14 @@ def info() -> Info:
         torch=f"{torch.__version__} ({cuda})",
         devices=tuple(devices),
         cuda_kernels=text("wlib_cuda_summary"),
-        dispatch={
-            "fp8_quantize": _rows("wlib_fp8_quantize_rows"),
-            "rms_norm_fp8_quantize": _rows("wlib_fp8_quantize_rows"),
-            "silu_mul_fp8_quantize": _rows("wlib_fp8_quantize_rows"),
-            "fp8_group_sums": _rows("wlib_fp8_group_sums_rows"),
-            "int4fp8_gemm": _rows("wlib_int4fp8_gemm_rows"),
-            "append_kv_int4": _rows("wlib_append_kv_int4_rows"),
-            "quantize_q_fp8": _rows("wlib_quantize_q_fp8_rows"),
-            "attention_prefill": _rows("wlib_attention_prefill_rows"),
-            "rebuild": _rows("wlib_rebuild_rows"),
-            "atoms_reconstruct": _rows("wlib_atoms_reconstruct_rows"),
-            "atoms_reconstruct_backward": _rows("wlib_atoms_reconstruct_backward_rows"),
-            "atoms_combine": _rows("wlib_atoms_combine_rows"),
-            "fp4_quantize": _rows("wlib_fp4_quantize_rows"),
-            "fp4_requantize_t": _rows("wlib_fp4_quantize_rows"),
-            "fp4_matmul": _rows("wlib_fp4_matmul_rows"),
-            "hadamard": _rows("wlib_hadamard_rows"),
-            "prng_expand": _rows("wlib_prng_expand_rows"),
-            "prng_project": _rows("wlib_prng_project_rows"),
-        },
+        dispatch={op: rows for family in FAMILIES for op, rows in family_dispatch(family).items()},
     )
 
 
-def _rows(function: str) -> tuple[str, ...]:
-    return tuple(text(function).splitlines())
+def family_dispatch(family: str) -> dict[str, tuple[str, ...]]:
+    """The dispatch table of every op of one of FAMILIES."""
+    table: dict[str, tuple[str, ...]] = {}
+    for line in text(f"wlib_{family}_dispatch").splitlines():
+        op, _, row = line.partition(": ")
+        table[op] = (*table.get(op, ()), row)
+    return table

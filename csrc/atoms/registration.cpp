@@ -1,0 +1,60 @@
+// Family atoms: weights from shared atoms, small factors, cores or a seed. Schemas, implementations and dispatch tables of its ops.
+#include <torch/csrc/stable/library.h>
+
+#include "atoms/ops.h"
+#include "atoms/prng.h"
+#include "atoms/rebuild.h"
+#include "torch/dispatch_table.h"
+
+namespace wlib::atoms {
+
+STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
+  m.def(
+      "rebuild(Tensor[] w0, Tensor[] operands, int[] forms, float[] scales, *, ScalarType? "
+      "out_dtype=None, int? seed=None) -> Tensor[]");
+  m.def(
+      "rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, float[] scales, *, int? seed=None, "
+      "Tensor(a!)[] out) -> ()");
+  m.def(
+      "atoms_reconstruct(Tensor atoms, Tensor coef, Tensor? base=None, Tensor? residual_a=None, "
+      "Tensor? residual_b=None, *, float scale=1.0, ScalarType? out_dtype=None) -> Tensor");
+  m.def(
+      "atoms_reconstruct_backward(Tensor grad, Tensor atoms, Tensor coef, *, float scale=1.0) -> "
+      "(Tensor, Tensor)");
+  m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
+  m.def(
+      "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
+      "out_dtype=None) -> Tensor");
+  m.def("prng_project(Tensor values, int count, int seed, str dist, int tensor_id) -> Tensor");
+}
+
+static void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("rebuild", TORCH_BOX(&rebuild));
+  m.impl("rebuild.out", TORCH_BOX(&rebuild_out));
+  m.impl("atoms_reconstruct", TORCH_BOX(&reconstruct));
+  m.impl("atoms_reconstruct_backward", TORCH_BOX(&reconstruct_backward));
+  m.impl("atoms_combine", TORCH_BOX(&combine));
+  m.impl("prng_expand", TORCH_BOX(&prng_expand));
+  m.impl("prng_project", TORCH_BOX(&prng_project));
+}
+STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
+
+WLIB_EXPORT const char* wlib_atoms_dispatch() {
+  static const std::string table = dispatch_table({
+      {"rebuild",
+       "cpu, any form: one row of the weight at a time\n" WLIB_CUDA_ROWS(
+           "sm_90a, any form: sm90_rebuild, tiles of 64 x 128, all layers in one launch\n")},
+      {"atoms_reconstruct", "cpu: blocks of 256 elements of all layers\n"},
+      {"atoms_reconstruct_backward",
+       "cpu: blocks of 256 elements of all layers, both gradients\n"},
+      {"atoms_combine", "cpu: blocks of 256 elements of all lists\n"},
+      {"prng_expand",
+       "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
+           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
+      {"prng_project", "cpu, any dist: one basis at a time\n"},
+  });
+  return table.c_str();
+}
+
+}  // namespace wlib::atoms
