@@ -7,12 +7,15 @@ activations in E4M3 with one scale per token.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from . import layout
+from . import (
+    _load,  # noqa: F401  registers torch.ops.wlib
+    layout,
+)
 from .errors import check_device, check_dtype, check_shape, refuse, typed_error
 from .group_scale import ScaleGrid, choose_scale, round_codes
 
@@ -21,6 +24,8 @@ _QUANTIZE = "wlib.Int4Weight.quantize"
 _INTERLEAVE = "wlib.Int4Weight.interleave"
 _SHARD = "wlib.Int4Weight.shard"
 _PACKED = "wlib.PackedInt4Weight"
+_GEMM = torch.ops.wlib.int4fp8_gemm.default
+_GEMM_OUT = torch.ops.wlib.int4fp8_gemm.out
 
 Activation = Literal["none", "silu_mul"]  # what int4fp8_gemm can apply to its outputs
 
@@ -312,25 +317,28 @@ def int4fp8_gemm(
     """
     if not isinstance(p, PackedInt4Weight):
         refuse("wlib.int4fp8_gemm", "p to be a PackedInt4Weight", type(p).__name__, "p", TypeError)
-    if xq.shape[-1:] != (p.k,):  # the op takes K from x: padded to 128, two K may pack alike
+    if xq.dim() == 0 or xq.shape[-1] != p.k:  # the op takes K from x: padded, two K may pack alike
         expected = f"x of shape [*, {p.k}] to match k={p.k}"
         refuse("wlib::int4fp8_gemm", expected, list(xq.shape), "x")
-    op = torch.ops.wlib.int4fp8_gemm
-    options = {
-        "n": p.n,
-        "group_size": p.group_size,
-        "bias": bias,
-        "residual": residual,
-        "activation": activation,
-        "out_scale": out_scale,
-        "x_sums": x_sums,
-        "layout_version": p.layout_version,
-    }
+    # An argument left at its default costs nothing: a small matrix takes as long as its call.
+    options: dict[str, Any] = {"n": p.n, "group_size": p.group_size}
+    if bias is not None:
+        options["bias"] = bias
+    if residual is not None:
+        options["residual"] = residual
+    if activation != "none":
+        options["activation"] = activation
+    if out_scale is not None:
+        options["out_scale"] = out_scale
+    if x_sums is not None:
+        options["x_sums"] = x_sums
     try:
-        if out is None:
-            out = op(xq, p.data, xs, out_dtype=out_dtype, **options)
-        else:
-            op.out(xq, p.data, xs, out=out, **options)
+        if out is not None:
+            _GEMM_OUT(xq, p.data, xs, out=out, **options)
+            return out
+        if out_dtype is not torch.bfloat16:
+            options["out_dtype"] = out_dtype
+        y: Tensor = _GEMM(xq, p.data, xs, **options)
+        return y
     except ValueError as error:
         raise typed_error(error) from None
-    return out
