@@ -90,6 +90,7 @@ class Problem:
     x_scale: npt.NDArray[np.float32]  # [m]
     bias: npt.NDArray[np.float32] | None  # [n]
     epilogue: Epilogue = dataclasses.field(default_factory=Epilogue)
+    expert_offsets: Array | None = None  # a stack of weights: see grouped_problems
 
     def _per_column(self, per_group: Array) -> Array:
         return np.repeat(per_group, self.shape.group_size, axis=1)
@@ -265,6 +266,7 @@ def decode_report(
         problem.x_scale,
         problem.epilogue_into(y),
         y,
+        expert_offsets=problem.expert_offsets,
         groups_per_tile=instance.groups_per_tile,
         zero_points=instance.zero_points,
         tokens=instance.tokens,
@@ -307,6 +309,7 @@ def cooperative(
         problem.epilogue_into(y),
         y,
         x_sums=problem.x_sums() if instance.zero_points else None,
+        expert_offsets=problem.expert_offsets,
         ctas=ctas,
         options=probe.Options(**options),
         **instance._asdict(),

@@ -12,7 +12,7 @@ cudaError_t launch_config(const GemmParams& g, int sms, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   CooperativeParams p;
   if (!make_cooperative_params<C>(g, &p)) return cudaErrorInvalidValue;
-  const int ctas = p.tiles < sms ? p.tiles : sms;
+  const int tiles = p.row_tiles * p.token_blocks, ctas = tiles < sms ? tiles : sms;
   return sm90::launch(cooperative_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
 }
 

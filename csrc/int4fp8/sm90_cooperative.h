@@ -13,6 +13,7 @@
 #include "int4fp8/sm90_cooperative_config.h"
 #include "int4fp8/sm90_fragments.h"
 #include "int4fp8/sm90_store.h"
+#include "int4fp8/sm90_tiles.h"
 #include "wlib/sm90/copy.h"
 #include "wlib/sm90/ring.h"
 #include "wlib/sm90/sync.h"
@@ -26,40 +27,34 @@ struct CooperativeSmem {
   alignas(128) float x_sums[C::kZeros ? C::kStages : 1][C::kGroups][C::kTokens];
   // Outputs of one warpgroup on their way from accumulators to rows of y.
   alignas(128) float staging[C::kConsumers][kStagingTokens][kStagingPitch];
+  ExpertTable experts;
   sm90::Ring<C::kStages> ring;
 };
 
-// One tile of y. Tokens vary fastest within a band of token blocks, so that CTAs that run side by
-// side read the same weights, and a band's activations stay in L2.
-struct CooperativeTile {
-  int first_block, first_token;  // first row block of 64 rows
-
-  WLIB_DEVICE CooperativeTile(const CooperativeParams& p, int index, int weight_tiles, int tokens) {
-    const int per_band = p.row_tiles * kBandBlocks;
-    const int band = index / per_band, in_band = index % per_band;
-    const int left = p.token_blocks - band * kBandBlocks;
-    const int width = left < kBandBlocks ? left : kBandBlocks;
-    first_block = in_band / width * weight_tiles;
-    first_token = (band * kBandBlocks + in_band % width) * tokens;
-  }
-};
+template <class C>
+WLIB_DEVICE int tile_count(const CooperativeParams& p, const CooperativeSmem<C>& s) {
+  return tile_count(p, s.experts, p.row_tiles);
+}
+template <class C>
+WLIB_DEVICE TokenTile tile_at(const CooperativeParams& p, const CooperativeSmem<C>& s, int index) {
+  return {p, s.experts, index, C::kTokens, p.row_tiles, kBandBlocks};
+}
 
 template <class C>
 WLIB_DEVICE void produce(CooperativeSmem<C>& s, const CooperativeParams& p) {
   constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
   sm90::RingCursor<C::kStages> at;
-  for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
-    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);
-    for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
+  for (int i = sm90::block_index_x(); i < tile_count(p, s); i += sm90::grid_size_x()) {
+    const TokenTile tile = tile_at(p, s, i);
+    const int first_block = tile.row_tile * C::kWeightTiles, more = p.row_blocks - 1 - first_block;
+    const uint8_t* tiles = packed_rows(p, kLayout, tile.expert, first_block);
+    for (int k = 0; k < p.k_tiles; ++k, tiles += C::kTileBytes, at.advance()) {
       s.ring.wait_empty(at);
       uint64_t& full = s.ring.expect(at, C::kStage.total());
-      WLIB_UNROLL
-      for (int w = 0; w < C::kWeightTiles; ++w) {
+      WLIB_NO_UNROLL  // the addresses of all would not fit into the producer's registers
+          for (int w = 0; w < C::kWeightTiles; ++w) {
         // Beyond the last row block, the last one again: its outputs are not stored.
-        const int block =
-            tile.first_block + w < p.row_blocks ? tile.first_block + w : p.row_blocks - 1;
-        const uint8_t* source =
-            p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(k) * C::kTileBytes;
+        const uint8_t* source = tiles + (w < more ? w : more) * kLayout.block_bytes(p.k_tiles);
         sm90::bulk_load(s.weights[at.stage][w], source, C::kTileBytes, full);
       }
       sm90::tensor_load_2d(s.x[at.stage], p.x, k * int4::kTileColumns, tile.first_token, full);
@@ -122,7 +117,7 @@ WLIB_DEVICE void multiply_slab(const uint8_t* tile, uint64_t x, float (&sum)[C::
 // Stores one slab's outputs, kStagingTokens at a time: a warp takes the 64 rows of a token.
 template <class C>
 WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, int consumer,
-                            int block, int first_token, const float (&sum)[C::kRegs]) {
+                            const TokenTile& tile, int block, const float (&sum)[C::kRegs]) {
   constexpr int kRegsPerPass = kStagingTokens / 8 * 4;
   const int t = sm90::thread_in_warpgroup(), row = sm90::lane_index() * 2;
   const int n = block * int4::kTileRows + row;
@@ -131,9 +126,9 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
   if (exists) {
     constexpr int4::Layout kLayout{C::kGroups, C::kZeros};
     const uint8_t* scales =
-        p.weight + block * kLayout.block_bytes(p.k_tiles) + int64_t(p.k_tiles) * C::kTileBytes;
+        packed_rows(p, kLayout, tile.expert, block) + int64_t(p.k_tiles) * C::kTileBytes;
     channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
-    bias = load_bias(p, n);
+    bias = load_bias(p, tile.expert, n);
   }
   auto& staging = s.staging[consumer];
   WLIB_UNROLL
@@ -146,8 +141,8 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
     }
     sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);
     for (int token = t / sm90::kWarpThreads; token < kStagingTokens; token += 4) {
-      const int m = first_token + pass * kStagingTokens + token;
-      if (m >= p.m || !exists) break;
+      const int m = tile.first_token + pass * kStagingTokens + token;
+      if (m >= tile.end_token || !exists) break;
       const float scale = p.x_scale[m] * C::kUnit;
       const float2 residual = load_residual(p, m, n);
       const float2 value = *reinterpret_cast<const float2*>(&staging[token][row]);
@@ -160,7 +155,7 @@ WLIB_DEVICE void store_slab(CooperativeSmem<C>& s, const CooperativeParams& p, i
 template <class C>
 WLIB_DEVICE void consume(CooperativeSmem<C>& s, const CooperativeParams& p, int consumer) {
   sm90::RingCursor<C::kStages> at;
-  for (int i = sm90::block_index_x(); i < p.tiles; i += sm90::grid_size_x()) {
+  for (int i = sm90::block_index_x(); i < tile_count(p, s); i += sm90::grid_size_x()) {
     float sum[C::kSlabs][C::kRegs] = {};
     for (int k = 0; k < p.k_tiles; ++k, at.advance()) {
       s.ring.wait_full(at);
@@ -172,11 +167,11 @@ WLIB_DEVICE void consume(CooperativeSmem<C>& s, const CooperativeParams& p, int 
         multiply_slab<C>(tiles + slab * C::kTileBytes, x, sum[slab]);
       s.ring.release(at);
     }
-    const CooperativeTile tile(p, i, C::kWeightTiles, C::kTokens);  // not sooner: registers
+    const TokenTile tile = tile_at(p, s, i);  // not sooner: registers
     WLIB_UNROLL
     for (int slab = 0; slab < C::kSlabs; ++slab) {
-      const int block = tile.first_block + consumer * C::kSlabs + slab;
-      store_slab<C>(s, p, consumer, block, tile.first_token, sum[slab]);
+      const int block = tile.row_tile * C::kWeightTiles + consumer * C::kSlabs + slab;
+      store_slab<C>(s, p, consumer, tile, block, sum[slab]);
     }
   }
 }
@@ -186,6 +181,7 @@ WLIB_KERNEL(C::kThreads)
 cooperative_kernel(WLIB_GRID_CONSTANT CooperativeParams p) {
   auto& s = sm90::dynamic_smem<CooperativeSmem<C>>();
   if (sm90::thread_index() == 0) s.ring.init(/*readers=*/C::kConsumers * 4);
+  if (sm90::warp_index() == 1 && is_grouped(p)) count_blocks(p, C::kTokens, s.experts);
   sm90::block_sync();
   const int group = sm90::warpgroup_index();
   if (group == C::kConsumers) {

@@ -25,7 +25,8 @@ struct StageBytes {
 // As many stages as fit beside the staging of the outputs, at most six.
 constexpr int cooperative_stages(StageBytes stage) {
   constexpr int kStaging = kCooperativeConsumers * kStagingTokens * kStagingPitch * sizeof(float);
-  constexpr int kBytes = 227 * 1024 - kStaging - 1024;  // barriers and alignment
+  constexpr int kTable = 2 * (kMaxExperts + 1) * sizeof(int);
+  constexpr int kBytes = 227 * 1024 - kStaging - kTable - 1024;  // barriers and alignment
   return kBytes / stage.total() < 6 ? kBytes / stage.total() : 6;
 }
 
@@ -58,8 +59,7 @@ constexpr int kBandBlocks = 16;  // token blocks per band of tiles
 
 struct CooperativeParams : KernelParams {
   sm90::TensorMap x_sums;  // [groups, m] float, box groups of a k tile x tokens; if there are zeros
-  int row_tiles;
-  int tiles;  // row_tiles x token_blocks
+  int row_tiles;           // of a weight
 };
 
 template <class C>
@@ -67,7 +67,6 @@ bool make_cooperative_params(const GemmParams& g, CooperativeParams* p) {
   *p = {};
   if (!make_kernel_params(g, C::kTokens, p)) return false;
   p->row_tiles = int(int4::ceil_div(g.n, C::kRows));
-  p->tiles = p->row_tiles * p->token_blocks;
   if (!C::kZeros || p->k_tiles == 0) return true;
   const int64_t groups = int4::ceil_div(g.k, int4::kTileColumns / C::kGroups);
   return sm90::make_tensor_map(

@@ -21,7 +21,8 @@ cudaError_t launch_config(const GemmParams& g, cudaStream_t stream) {
     return error;
   DecodeParams p;
   if (!make_decode_params<C>(g, plan.split_log2, &p)) return cudaErrorInvalidValue;
-  const int clusters = p.items < plan.clusters ? p.items : plan.clusters;
+  const int items = p.row_blocks * p.token_blocks;
+  const int clusters = items < plan.clusters ? items : plan.clusters;
   return sm90::launch(decode_kernel<C>, dim3(clusters << plan.split_log2), C::kThreads, kBytes,
                       1 << plan.split_log2, stream, p);
 }

@@ -19,6 +19,7 @@
 #include "int4fp8/sm90_decode_config.h"
 #include "int4fp8/sm90_fragments.h"
 #include "int4fp8/sm90_store.h"
+#include "int4fp8/sm90_tiles.h"
 #include "wlib/sm90/cluster.h"
 #include "wlib/sm90/copy.h"
 #include "wlib/sm90/ring.h"
@@ -37,18 +38,19 @@ struct DecodeSmem {
   // Two items' partial sums: [source warpgroup of the cluster, token of this CTA's share]; their
   // number does not depend on the cluster's size.
   alignas(128) float partial[2][C::kConsumers * C::kTokens][kPartialPitch];
+  ExpertTable experts;
   sm90::Ring<C::kStages> ring[C::kConsumers];
   uint64_t gathered[2];  // every consumer warp of the cluster has stored its partial sums here
   uint64_t consumed[2];  // every consumer warp of the cluster has read its share of this buffer
 };
 
-// One item as one CTA sees it.
-struct DecodeItem {
-  int row_block, first_token, first_tile, end_tile;
+// One item as one CTA sees it: a tile of y whose rows are a row block, and a share of K.
+struct DecodeItem : TokenTile {
+  int first_tile, end_tile;
 
-  WLIB_DEVICE DecodeItem(const DecodeParams& p, int rank, int item, int tokens) {
-    row_block = item / p.token_blocks;
-    first_token = item % p.token_blocks * tokens;
+  WLIB_DEVICE DecodeItem(const DecodeParams& p, const ExpertTable& table, int rank, int item,
+                         int tokens)
+      : TokenTile(p, table, item, tokens, p.row_blocks, p.token_blocks) {
     first_tile = int(int64_t(p.k_tiles) * rank >> p.split_log2);
     end_tile = int(int64_t(p.k_tiles) * (rank + 1) >> p.split_log2);
   }
@@ -56,16 +58,17 @@ struct DecodeItem {
 WLIB_DEVICE int first_item(const DecodeParams& p) { return sm90::block_index_x() >> p.split_log2; }
 WLIB_DEVICE int item_stride(const DecodeParams& p) { return sm90::grid_size_x() >> p.split_log2; }
 template <class C>
-WLIB_DEVICE const uint8_t* row_block(const DecodeParams& p, int index) {
-  return p.weight + index * int4::Layout{C::kGroups, C::kZeros}.block_bytes(p.k_tiles);
+WLIB_DEVICE const uint8_t* rows_of(const DecodeParams& p, const DecodeItem& item) {
+  return packed_rows(p, int4::Layout{C::kGroups, C::kZeros}, item.expert, item.row_tile);
 }
 
 template <class C>
 WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   sm90::RingCursor<C::kStages> at[C::kConsumers];
-  for (int i = first_item(p); i < p.items; i += item_stride(p)) {
-    const DecodeItem item(p, rank, i, C::kTokens);
-    const uint8_t* tiles = row_block<C>(p, item.row_block);
+  const int items = tile_count(p, s.experts, p.row_blocks);
+  for (int i = first_item(p); i < items; i += item_stride(p)) {
+    const DecodeItem item(p, s.experts, rank, i, C::kTokens);
+    const uint8_t* tiles = rows_of<C>(p, item);
     // Resident activations: the first item brings each tile to the stage of its number.
     const bool load_x = !p.x_resident || i == first_item(p);
     const uint32_t bytes = C::kTileBytes + (load_x ? C::kActivationBytes : 0);
@@ -165,7 +168,7 @@ WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeIt
   WLIB_UNROLL
   for (int v = 0; v < C::kRegs; ++v) {
     const int token = sm90::accumulator_column(t, v);
-    if (item.first_token + token >= p.m) continue;
+    if (item.first_token + token >= item.end_token) continue;
     const int owner = (token << p.split_log2) / C::kTokens, row = sm90::accumulator_row(t, v);
     float* local = &s.partial[buffer][source * share + token % share][row];
     *sm90::cluster_map(local, owner) = sum[v];
@@ -176,17 +179,17 @@ WLIB_DEVICE void scatter(DecodeSmem<C>& s, const DecodeParams& p, const DecodeIt
 // two neighbouring rows of every token that its warp takes.
 template <class C>
 struct Pending {
-  int first_token, n;
+  int first_token, end_token, n;
   float2 channel_scale, bias;
 
   WLIB_DEVICE Pending(const DecodeParams& p, const DecodeItem& item)
-      : first_token(item.first_token), channel_scale{0, 0}, bias{0, 0} {
+      : first_token(item.first_token), end_token(item.end_token), channel_scale{0, 0}, bias{0, 0} {
     const int row = sm90::lane_index() * 2;
-    n = item.row_block * int4::kTileRows + row;
+    n = item.row_tile * int4::kTileRows + row;
     if (n >= p.n) return;
-    const uint8_t* scales = row_block<C>(p, item.row_block) + int64_t(p.k_tiles) * C::kTileBytes;
+    const uint8_t* scales = rows_of<C>(p, item) + int64_t(p.k_tiles) * C::kTileBytes;
     channel_scale = reinterpret_cast<const float2*>(scales)[row / 2];
-    bias = load_bias(p, n);
+    bias = load_bias(p, item.expert, n);
   }
 };
 
@@ -197,7 +200,7 @@ WLIB_DEVICE void reduce_and_store(DecodeSmem<C>& s, const DecodeParams& p, const
   const int share = C::kTokens >> p.split_log2, sources = C::kConsumers << p.split_log2;
   for (int local = sm90::thread_index() / 32; local < share; local += C::kConsumers * 4) {
     const int m = item.first_token + rank * share + local;
-    if (m >= p.m || item.n >= p.n) break;
+    if (m >= item.end_token || item.n >= p.n) break;
     const float scale = p.x_scale[m] * kOddCodeScale;
     const float2 residual = load_residual(p, m, item.n);
     float2 sum = {0, 0};
@@ -232,10 +235,12 @@ template <class C>
 WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int index) {
   Consumer<C> consumer(s, index);
   int done = 0;  // items scattered
-  DecodeItem item(p, rank, first_item(p), C::kTokens);
-  for (int i = first_item(p); i < p.items; i += item_stride(p), ++done) {
+  const int items = tile_count(p, s.experts, p.row_blocks);
+  if (first_item(p) >= items) return;
+  DecodeItem item(p, s.experts, rank, first_item(p), C::kTokens);
+  for (int i = first_item(p); i < items; i += item_stride(p), ++done) {
     const Pending<C> before(p, item);
-    item = DecodeItem(p, rank, i, C::kTokens);
+    item = DecodeItem(p, s.experts, rank, i, C::kTokens);
     float sum[C::kRegs] = {};
     const int tiles = (item.end_tile - item.first_tile - index + C::kConsumers - 1) / C::kConsumers;
     for (int tile = 0; tile < tiles; ++tile)
@@ -246,7 +251,7 @@ WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int 
     arrive_everywhere(s.gathered[turn.buffer], p);
     if (done > 0) finish<C>(s, p, before, Turn(done - 1), rank);
   }
-  if (done > 0) finish<C>(s, p, Pending<C>(p, item), Turn(done - 1), rank);
+  finish<C>(s, p, Pending<C>(p, item), Turn(done - 1), rank);
 }
 
 template <class C>
@@ -269,6 +274,7 @@ decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
     s.ones[i] = C::kZeros ? kOddPlusOne : kOddMinusOne;
   sm90::fence_proxy_async();
   if (sm90::thread_index() == 0) init_barriers<C>(s, p);
+  if (sm90::warp_index() == 1 && is_grouped(p)) count_blocks(p, C::kTokens, s.experts);
   sm90::cluster_sync();
   const int group = sm90::warpgroup_index(), rank = sm90::warp_uniform(sm90::cluster_rank());
   if (group == C::kConsumers) {

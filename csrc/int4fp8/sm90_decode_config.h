@@ -28,7 +28,6 @@ struct DecodeConfig {
 };
 
 struct DecodeParams : KernelParams {
-  int items;       // row_blocks x token_blocks, tokens fastest, so that neighbours share weights
   int split_log2;  // CTAs per cluster
   // All items take the same activations, and each tile of them stays in a stage of its own.
   bool x_resident;
@@ -38,9 +37,8 @@ template <class C>
 bool make_decode_params(const GemmParams& g, int split_log2, DecodeParams* p) {
   *p = {};
   const bool ok = make_kernel_params(g, C::kTokens, p);
-  p->items = p->row_blocks * p->token_blocks;
   p->split_log2 = split_log2;
-  p->x_resident = p->token_blocks == 1 &&
+  p->x_resident = p->token_blocks == 1 && !g.expert_offsets &&
                   activations_fit(p->k_tiles, 1 << split_log2, C::kConsumers, C::kStages);
   return ok;
 }

@@ -57,10 +57,11 @@ struct OutputPair {
   }
 };
 
-WLIB_DEVICE float2 load_bias(const KernelParams& p, int n) {
+WLIB_DEVICE float2 load_bias(const KernelParams& p, int expert, int n) {
   const Epilogue& e = p.epilogue;
   if (!e.bias) return {0, 0};
-  return load_floats(e.bias, e.bias_type, n, n + 1 < p.n, /*aligned=*/false);
+  const int64_t at = int64_t(expert) * p.n + n;
+  return load_floats(e.bias, e.bias_type, at, n + 1 < p.n, /*aligned=*/false);
 }
 
 // Apart from store_pair, so that a kernel can have several on their way.

@@ -55,20 +55,31 @@ int4fp8::GemmParams gemm_params(const py::array_t<uint8_t>& x, const Array<uint8
   return p;
 }
 
+// offsets [experts + 1] int32 or int64; the weight is then stacked, and a bias is [experts, n]
+void set_experts(int4fp8::GemmParams& p, const py::array& offsets) {
+  p.expert_offsets = offsets.data();
+  p.wide_offsets = offsets.itemsize() == 8;
+  p.experts = offsets.shape(0) - 1;
+}
+
 sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
                    const Array<float>& x_scale, const py::dict& epilogue, py::array y,
-                   int groups_per_tile, bool zero_points, int tokens, int consumers, int stages,
-                   int split, int clusters, const sim::Options& options) {
-  const auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
+                   const std::optional<py::array>& expert_offsets, int groups_per_tile,
+                   bool zero_points, int tokens, int consumers, int stages, int split, int clusters,
+                   const sim::Options& options) {
+  auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
+  if (expert_offsets) set_experts(p, *expert_offsets);
   return int4fp8::simulate_decode(p, {tokens, consumers, stages, split, clusters}, options);
 }
 
 sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
                         const Array<float>& x_scale, const py::dict& epilogue, py::array y,
-                        const std::optional<Array<float>>& x_sums, int groups_per_tile,
+                        const std::optional<Array<float>>& x_sums,
+                        const std::optional<py::array>& expert_offsets, int groups_per_tile,
                         bool zero_points, int tokens, int slabs, int stages, int ctas,
                         const sim::Options& options) {
   auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
+  if (expert_offsets) set_experts(p, *expert_offsets);
   if (x_sums) {
     p.x_sums = x_sums->data();
     p.x_sums_pitch = x_sums->shape(1);
@@ -130,14 +141,15 @@ void bind_int4fp8(py::module_& m) {
   m.def("int4fp8_decode_instances", &int4fp8::decode_instances);
   m.def("int4fp8_decode", &decode, py::arg("x").noconvert(), py::arg("weight").noconvert(),
         py::arg("x_scale").noconvert(), py::arg("epilogue"), py::arg("y"), py::kw_only(),
-        py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("consumers"),
-        py::arg("stages"), py::arg("split"), py::arg("clusters"), py::arg("options"));
+        py::arg("expert_offsets"), py::arg("groups_per_tile"), py::arg("zero_points"),
+        py::arg("tokens"), py::arg("consumers"), py::arg("stages"), py::arg("split"),
+        py::arg("clusters"), py::arg("options"));
   m.def("int4fp8_cooperative_instances", &int4fp8::cooperative_instances);
   m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
         py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("epilogue"),
-        py::arg("y"), py::kw_only(), py::arg("x_sums"), py::arg("groups_per_tile"),
-        py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"), py::arg("stages"),
-        py::arg("ctas"), py::arg("options"));
+        py::arg("y"), py::kw_only(), py::arg("x_sums"), py::arg("expert_offsets"),
+        py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"),
+        py::arg("stages"), py::arg("ctas"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
         py::arg("scale").noconvert(), py::kw_only(), py::arg("sums") = py::none(),
         py::arg("group_log2") = 0, py::arg("weight") = py::none(), py::arg("residual") = py::none(),

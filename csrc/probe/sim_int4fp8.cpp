@@ -67,14 +67,17 @@ std::vector<sim::Buffer> gemm_buffers(const GemmParams& g) {
   const int64_t k_tiles = int4::ceil_div(g.k, int4::kTileColumns);
   const int64_t groups = int4::ceil_div(g.k, int4::kTileColumns / g.groups_per_tile);
   const int64_t block_bytes = int4::Layout{g.groups_per_tile, g.zero_points}.block_bytes(k_tiles);
+  const int64_t experts = g.expert_offsets ? g.experts : 1;
   const Epilogue& e = g.epilogue;
   const int64_t outputs = g.m * e.columns(g.n);
   const bool in_place = e.residual == e.y;
   return {input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
-          input(g.weight, int4::ceil_div(g.n, int4::kTileRows) * block_bytes, "weight"),
+          input(g.weight, experts * int4::ceil_div(g.n, int4::kTileRows) * block_bytes, "weight"),
           input(g.x_scale, g.m * 4, "x_scale"),
+          input(g.expert_offsets, g.expert_offsets ? (experts + 1) * (g.wide_offsets ? 8 : 4) : 0,
+                "expert_offsets"),
           input(g.x_sums, g.x_sums ? groups * g.x_sums_pitch * 4 : 0, "x_sums"),
-          input(e.bias, e.bias ? g.n * bytes_of(e.bias_type) : 0, "bias"),
+          input(e.bias, e.bias ? experts * g.n * bytes_of(e.bias_type) : 0, "bias"),
           input(e.residual, e.residual && !in_place ? outputs * bytes_of(e.residual_type) : 0,
                 "residual"),
           input(e.out_scale, e.out_scale ? 4 : 0, "out_scale"),

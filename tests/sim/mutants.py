@@ -81,8 +81,8 @@ _COOPERATIVE_MUTANTS = [
         "row blocks beyond the last fetched",
         "global-bounds",
         COOPERATIVE,
-        "tile.first_block + w < p.row_blocks ? tile.first_block + w : p.row_blocks - 1",
-        "tile.first_block + w",
+        "(w < more ? w : more)",
+        "w",
     ),
     mutant(
         "activations of the first token block for all",
@@ -456,15 +456,15 @@ _VALUE_MUTANTS = [
         "bias read beyond the odd row tail",
         "global-bounds",
         STORE,
-        "n, n + 1 < p.n, /*aligned",
-        "n, true, /*aligned",
+        "at, n + 1 < p.n, /*aligned",
+        "at, true, /*aligned",
     ),
     mutant(
         "one token too many",
         "global-bounds",
         KERNEL,
-        "m >= p.m || item.n >= p.n",
-        "m > p.m || item.n >= p.n",
+        "m >= item.end_token || item.n >= p.n",
+        "m > item.end_token || item.n >= p.n",
     ),
 ]
 _EPILOGUE_MUTANTS = [

@@ -18,7 +18,7 @@ enum class Activation : int { kNone, kSiluMul };
 //   kSiluMul: v[m, j] = silu(v[m, 2 j]) * v[m, 2 j + 1], half as many columns
 //   y[m, j] = v[m, j] + residual[m, j], for E4M3 divided by out_scale; rounded once
 struct Epilogue {
-  const void* bias;        // [n] of bias_type, or null
+  const void* bias;        // [n] of bias_type, or null; with experts [experts, n]
   const void* residual;    // [m, columns] of residual_type, contiguous, or null; may be y
   const float* out_scale;  // [], only of E4M3 outputs
   void* y;                 // [m, columns] of out_type, contiguous
@@ -31,9 +31,11 @@ struct Epilogue {
 };
 
 // sum[m, n] = sum_g scale[n, g] * sum_{k in g} x[m, k] * (code[n, k] - zero[n, g])
+// With experts, tokens expert_offsets[e] to expert_offsets[e + 1] meet the weight and bias of
+// expert e.
 struct GemmParams {
   const uint8_t* x;       // [m, k] E4M3, unit stride along k
-  const uint8_t* weight;  // packed, see layout/int4_tile.h
+  const uint8_t* weight;  // packed, see layout/int4_tile.h; with experts, one after the other
   const float* x_scale;   // [m]
   // [ceil(k / s), x_sums_pitch], s = min(group size, 128, k): sums of x over s columns; null,
   // unless there are zero points and it is known
@@ -43,6 +45,9 @@ struct GemmParams {
   int64_t x_sums_pitch;  // m rounded up to a multiple of kSumsAlignment
   int groups_per_tile;   // 1, 2 or 4
   bool zero_points;
+  const void* expert_offsets;  // null for one weight; [experts + 1] int32_t, or int64_t if wide
+  bool wide_offsets;
+  int64_t experts;
   Epilogue epilogue;
 };
 
