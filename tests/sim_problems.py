@@ -256,6 +256,7 @@ def decode_report(
     clusters: int = 1,
     out: type[np.generic] = np.float32,
     packed: npt.NDArray[np.uint8] | None = None,
+    prefetch_weight: bool = True,
     **options: Any,
 ) -> tuple[npt.NDArray[Any], Any]:
     """The result and report of the decode kernel in `clusters` clusters of `split` CTAs."""
@@ -268,6 +269,7 @@ def decode_report(
         y,
         expert_offsets=problem.expert_offsets,
         groups_per_tile=instance.groups_per_tile,
+        prefetch_weight=prefetch_weight,
         zero_points=instance.zero_points,
         tokens=instance.tokens,
         consumers=instance.consumers,

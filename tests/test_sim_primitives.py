@@ -15,9 +15,9 @@ PLANTED = probe.planted()
 # Every name that a finding can have. Who adds one plants it, so that it is seen to fail.
 CHECKS = {
     "bulk-copy", "cluster", "deadlock", "exit", "global-bounds", "global-race", "global-readonly",
-    "global-uninitialised", "mbarrier", "mbarrier-object", "mbarrier-tx", "misaligned",
-    "named-barrier", "proxy-fence", "registers", "smem-bounds", "smem-overwrite-store",
-    "smem-overwrite-wgmma", "smem-race", "smem-race-copy", "smem-uninitialised", "warp-divergence",
+    "global-uninitialised", "grid-dependency", "mbarrier", "mbarrier-object", "mbarrier-tx",
+    "misaligned", "named-barrier", "proxy-fence", "registers", "smem-bounds",
+    "smem-overwrite-store", "smem-overwrite-wgmma", "smem-race", "smem-race-copy", "smem-uninitialised", "warp-divergence",
     "wgmma-descriptor", "wgmma-divergence", "wgmma-fence", "wgmma-register", "wgmma-wait",
 }  # fmt: skip
 

@@ -184,6 +184,29 @@ void gemm_cpu(const GemmParams& p, const Tensor& x) {
     gemm_on_codes(p, w);
 }
 
+// One expert after the other.
+void gemm_grouped_cpu(const GemmParams& p, const Tensor& x) {
+  const Weight w(p);
+  const Epilogue& e = p.epilogue;
+  const auto rows = [&](const void* of, FloatType type, int64_t elements) {
+    return of ? static_cast<const uint8_t*>(of) + elements * int64_t(bytes_of(type)) : nullptr;
+  };
+  for (int64_t expert = 0; expert < p.experts; ++expert) {
+    const int64_t first = p.expert_offset(expert), outputs = first * e.columns(p.n);
+    GemmParams one = p;
+    one.m = p.expert_offset(expert + 1) - first;
+    if (one.m == 0) continue;
+    one.expert_offsets = nullptr;
+    one.x += first * p.x_stride;
+    one.x_scale += first;
+    one.weight = w.block(p, expert * w.row_blocks);
+    one.epilogue.bias = rows(e.bias, e.bias_type, expert * p.n);
+    one.epilogue.residual = rows(e.residual, e.residual_type, outputs);
+    one.epilogue.y = static_cast<uint8_t*>(e.y) + outputs * int64_t(bytes_of(e.out_type));
+    gemm_cpu(one, x);
+  }
+}
+
 const char* gemm_cpu_rows() {
   static const std::string text =
       "cpu, M < " + std::to_string(kMatmulTokens) +

@@ -10,6 +10,7 @@ namespace wlib::int4fp8 {
 
 void gemm_cpu(const GemmParams& p,
               const torch::stable::Tensor& x);  // x only says where scratch tensors come from
+void gemm_grouped_cpu(const GemmParams& p, const torch::stable::Tensor& x);
 void quantize_cpu(const QuantizeParams& p);
 void group_sums_cpu(const GroupSumsParams& p);
 

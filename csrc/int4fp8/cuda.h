@@ -14,7 +14,9 @@ const char* group_sums_cuda(const GroupSumsParams& p, int device, void* stream);
 // Whether the kernel for these arguments wants sums of x that it has not been given.
 bool gemm_cuda_wants_sums(const GemmParams& p);
 
-// The table by which gemm_cuda chooses, one line per row; for wlib.info().
+// The table by which gemm_cuda chooses, one line per row; for wlib.info(). With experts, by T
+// tokens for E of them.
 const char* gemm_cuda_rows();
+const char* gemm_grouped_cuda_rows();
 
 }  // namespace wlib::int4fp8

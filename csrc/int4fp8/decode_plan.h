@@ -28,7 +28,9 @@ constexpr int64_t kTileCycles = 212;
 
 // Cycles of the longest-running cluster: its tiles at the pace of the memory or of the tensor
 // cores, or what it fetches at the pace of the L2, and for each item the sums that meet.
-constexpr int64_t decode_cost(int row_blocks, int k_tiles, int tokens, int split, int clusters) {
+// `shared`: all items take the same activations, which may then stay.
+constexpr int64_t decode_cost(int row_blocks, int k_tiles, int tokens, int split, int clusters,
+                              bool shared = true) {
   constexpr int64_t kL2BytesPerCycle = 32;  // of one SM while all fetch; assumed, half of its port
   constexpr int64_t kItemCycles = 2 * kTileCycles;
   constexpr int64_t kTileBytes = int4::Layout{1, false}.tile_bytes();
@@ -36,7 +38,7 @@ constexpr int64_t decode_cost(int row_blocks, int k_tiles, int tokens, int split
   const int64_t items = int4::ceil_div(row_blocks, clusters);
   const int64_t share = int4::ceil_div(k_tiles, split), tiles = items * share;
   const bool once =
-      activations_fit(k_tiles, split, decode_consumers(tokens), decode_stages(tokens));
+      shared && activations_fit(k_tiles, split, decode_consumers(tokens), decode_stages(tokens));
   const int64_t bytes = tiles * kTileBytes + (once ? share : tiles) * tokens * int4::kTileColumns;
   const int64_t compute = tiles * (multiply > kTileCycles ? multiply : kTileCycles);
   const int64_t fetch = int4::ceil_div(bytes, kL2BytesPerCycle);
@@ -48,14 +50,14 @@ constexpr int64_t decode_cost(int row_blocks, int k_tiles, int tokens, int split
 // summation, is the same for every number of tokens that the tile serves.
 template <class Resident>
 auto plan_decode(int row_blocks, int k_tiles, int tokens, const Resident& resident,
-                 DecodePlan* plan) -> decltype(resident(1, nullptr)) {
+                 DecodePlan* plan, bool shared = true) -> decltype(resident(1, nullptr)) {
   int64_t best = -1;
   for (int log2 = 0; log2 < 4 && 1 << log2 <= tokens; ++log2) {
     if (log2 > 0 && 1 << log2 > k_tiles) break;  // every CTA needs a tile
     int clusters = 0;
     if (const auto error = resident(1 << log2, &clusters)) return error;
     if (clusters < 1) continue;
-    const int64_t cost = decode_cost(row_blocks, k_tiles, tokens, 1 << log2, clusters);
+    const int64_t cost = decode_cost(row_blocks, k_tiles, tokens, 1 << log2, clusters, shared);
     if (best < 0 || cost < best) {
       best = cost;
       *plan = {log2, clusters};

@@ -1,4 +1,4 @@
-// wlib::int4fp8_gemm: checks every argument, then picks CPU or CUDA.
+// wlib::int4fp8_gemm and wlib::int4fp8_gemm_grouped: check every argument, then pick CPU or CUDA.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -37,7 +37,7 @@ Tensor sum_groups(const Checker& check, const Tensor& x, GemmParams& p, int32_t 
 void run(const Checker& check, const Tensor& x, GemmParams p, const Tensor& out) {
   if (p.m == 0) return;
   p.epilogue.y = out.mutable_data_ptr();
-  if (x.is_cpu()) return gemm_cpu(p, x);
+  if (x.is_cpu()) return p.expert_offsets ? gemm_grouped_cpu(p, x) : gemm_cpu(p, x);
 #ifdef WLIB_HAS_CUDA
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -55,12 +55,13 @@ void run(const Checker& check, const Tensor& x, GemmParams p, const Tensor& out)
 Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
             int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
             std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
-            std::optional<ScalarType> out_dtype, int64_t layout_version) {
+            std::optional<ScalarType> out_dtype, int64_t layout_version, bool prefetch_weight) {
   const Checker check("int4fp8_gemm");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,    bias,
                         residual, activation, out_scale, x_sums, layout_version};
   const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
-  const GemmParams p = check_arguments(check, a, type, "out_dtype");
+  GemmParams p = check_arguments(check, a, type, "out_dtype");
+  p.prefetch_weight = prefetch_weight;
   const Tensor out = new_empty(x, a.out_shape(), type);
   run(check, x, p, out);
   return out;
@@ -69,10 +70,40 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
 void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
               int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
               std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
-              int64_t layout_version, const Tensor& out) {
+              int64_t layout_version, bool prefetch_weight, const Tensor& out) {
   const Checker check("int4fp8_gemm");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,    bias,
                         residual, activation, out_scale, x_sums, layout_version};
+  GemmParams p = check_arguments(check, a, out.scalar_type(), "out");
+  p.prefetch_weight = prefetch_weight;
+  check_out(check, a, out);
+  run(check, x, p, out);
+}
+
+Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
+                    const Tensor& expert_offsets, int64_t n, int64_t group_size,
+                    std::optional<Tensor> bias, std::optional<Tensor> residual,
+                    std::string activation, std::optional<Tensor> out_scale,
+                    std::optional<Tensor> x_sums, std::optional<ScalarType> out_dtype,
+                    int64_t layout_version) {
+  const Checker check("int4fp8_gemm_grouped");
+  const GemmArguments a{x,        weight,     x_scale,   n,      group_size,     bias,
+                        residual, activation, out_scale, x_sums, layout_version, &expert_offsets};
+  const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
+  const GemmParams p = check_arguments(check, a, type, "out_dtype");
+  const Tensor out = new_empty(x, a.out_shape(), type);
+  run(check, x, p, out);
+  return out;
+}
+
+void gemm_grouped_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
+                      const Tensor& expert_offsets, int64_t n, int64_t group_size,
+                      std::optional<Tensor> bias, std::optional<Tensor> residual,
+                      std::string activation, std::optional<Tensor> out_scale,
+                      std::optional<Tensor> x_sums, int64_t layout_version, const Tensor& out) {
+  const Checker check("int4fp8_gemm_grouped");
+  const GemmArguments a{x,        weight,     x_scale,   n,      group_size,     bias,
+                        residual, activation, out_scale, x_sums, layout_version, &expert_offsets};
   const GemmParams p = check_arguments(check, a, out.scalar_type(), "out");
   check_out(check, a, out);
   run(check, x, p, out);

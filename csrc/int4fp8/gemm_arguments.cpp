@@ -10,6 +10,8 @@ namespace {
 
 constexpr const char* kSiluMul = "silu_mul";
 
+int64_t experts_of(const GemmArguments& a) { return sizes_of(*a.expert_offsets)[0] - 1; }
+
 // The packed weight tells by its size whether it holds zero points.
 int4::Layout weight_layout(const Checker& check, const GemmArguments& a, int64_t k) {
   const int groups = int4::groups_per_tile(a.group_size, k);
@@ -24,10 +26,14 @@ int4::Layout weight_layout(const Checker& check, const GemmArguments& a, int64_t
                 k_tiles = int4::ceil_div(k, int4::kTileColumns);
   const int4::Layout plain{groups, false}, zeros{groups, true};
   const auto sizes = sizes_of(a.weight);
-  const bool two = sizes.size() == 2 && sizes[0] == blocks;
-  if (two && sizes[1] == plain.block_bytes(k_tiles)) return plain;
-  if (two && sizes[1] == zeros.block_bytes(k_tiles)) return zeros;
-  const int64_t expected[] = {blocks, plain.block_bytes(k_tiles)};
+  std::vector<int64_t> expected = {blocks, plain.block_bytes(k_tiles)};
+  if (a.expert_offsets) expected.insert(expected.begin(), experts_of(a));
+  const auto fits = [&](int4::Layout layout) {
+    expected.back() = layout.block_bytes(k_tiles);
+    return std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end());
+  };
+  if (fits(zeros)) return zeros;
+  if (fits(plain)) return plain;
   check.refuse("weight",
                "weight of shape " + shape_text(expected) + " (or " +
                    std::to_string(zeros.block_bytes(k_tiles)) +
@@ -38,6 +44,9 @@ int4::Layout weight_layout(const Checker& check, const GemmArguments& a, int64_t
 
 void check_x(const Checker& check, const GemmArguments& a) {
   check.dtype(a.x, "x", ScalarType::Float8_e4m3fn);
+  if (a.expert_offsets) {
+    check.require(a.x.dim() == 2, "x", "x of shape [T, K]", [&] { return shape_text(a.x); });
+  }
   check.require(a.x.dim() >= 1, "x", "x of at least one dimension", "a scalar");
   check.require(a.x.is_cpu() || a.x.is_cuda(), "x", "x on cpu or cuda",
                 [&] { return Checker::device_text(a.x); });
@@ -112,7 +121,8 @@ Epilogue check_epilogue(const Checker& check, const GemmArguments& a, ScalarType
   check_output(check, a, out_dtype, out_argument, e);
   if (a.bias) {
     e.bias_type = check.floating(a.bias->scalar_type(), "bias");
-    const int64_t expected[] = {a.n};
+    std::vector<int64_t> expected = {a.n};
+    if (a.expert_offsets) expected.insert(expected.begin(), experts_of(a));
     check.tensor(*a.bias, "bias", expected, a.x, "x");
     e.bias = a.bias->const_data_ptr();
   }
@@ -122,6 +132,41 @@ Epilogue check_epilogue(const Checker& check, const GemmArguments& a, ScalarType
     e.residual = a.residual->const_data_ptr();
   }
   return e;
+}
+
+// Where each expert's tokens begin. Their values are on the device; the CPU looks at them.
+void check_experts(const Checker& check, const GemmArguments& a, GemmParams& p) {
+  const Tensor& offsets = *a.expert_offsets;
+  const ScalarType type = offsets.scalar_type();
+  check.require(type == ScalarType::Int || type == ScalarType::Long, "expert_offsets",
+                "expert_offsets of dtype torch.int32 or torch.int64", dtype_name(type));
+  check.require(
+      offsets.dim() == 1 && offsets.numel() >= 2 && offsets.numel() <= kMaxExperts + 1,
+      "expert_offsets",
+      [] {
+        return "expert_offsets of shape [E + 1] for 1 to " + std::to_string(kMaxExperts) +
+               " experts";
+      },
+      [&] { return shape_text(offsets); });
+  check.same_device(offsets, "expert_offsets", a.x, "x");
+  check.contiguous(offsets, "expert_offsets");
+  p.expert_offsets = offsets.const_data_ptr();
+  p.wide_offsets = type == ScalarType::Long;
+  p.experts = experts_of(a);
+}
+
+// They rise from 0 to the number of tokens.
+void check_offsets(const Checker& check, const GemmParams& p) {
+  int64_t last = 0;
+  for (int64_t e = 0; e <= p.experts; ++e) {
+    const int64_t offset = p.expert_offset(e);
+    const bool ok = e == 0 ? offset == 0 : e == p.experts ? offset == p.m : offset <= p.m;
+    check.require(
+        ok && offset >= last, "expert_offsets",
+        [&] { return "expert_offsets that rise from 0 to T=" + std::to_string(p.m); },
+        [&] { return std::to_string(offset) + " at " + std::to_string(e); });
+    last = offset;
+  }
 }
 
 // Bulk copies of the weight, tensor copies of x and its sums, and outputs in pairs.
@@ -154,16 +199,18 @@ GemmParams check_arguments(const Checker& check, const GemmArguments& a, ScalarT
                " (pack the weight with this version of wlib)";
       },
       a.layout_version);
+  GemmParams p{};
   check_x(check, a);
+  if (a.expert_offsets) check_experts(check, a, p);
   check.require(a.n >= 1 && a.n < std::numeric_limits<int32_t>::max(), "n",
                 "n of at least 1 and below 2^31", a.n);
   check.dtype(a.weight, "weight", ScalarType::Byte);
   check.dtype(a.x_scale, "x_scale", ScalarType::Float);
-  GemmParams p{};
   p.n = a.n;
   p.k = sizes_of(a.x).back();
   check_weight(check, a, p);
   check_tokens(check, a, p);
+  if (a.expert_offsets && a.x.is_cpu()) check_offsets(check, p);
   p.epilogue = check_epilogue(check, a, out_dtype, out_argument);
   if (a.x.is_cuda()) check_alignment(check, p);
   return p;

@@ -18,6 +18,7 @@ struct [[gnu::visibility("hidden")]] GemmArguments {
   const std::string& activation;
   const std::optional<Tensor>&out_scale, &x_sums;
   int64_t layout_version;
+  const Tensor* expert_offsets = nullptr;  // of the grouped ops
 
   std::vector<int64_t> out_shape() const;  // once `activation` has been checked
 };

@@ -37,11 +37,20 @@ inline int64_t decode_cost_in_blocks(int64_t m, int64_t n, int64_t k, int sms) {
 
 enum class LargeKernel { kCooperative1, kCooperative2, kDecode };
 
-inline LargeKernel plan_large(int64_t m, int64_t n, int64_t k, int sms) {
-  const int64_t decode = decode_cost_in_blocks(m, n, k, sms);
-  const int64_t one = cooperative_cost(m, n, k, 1, sms), two = cooperative_cost(m, n, k, 2, sms);
+// With experts, half of a token tile of each is taken to be empty.
+inline LargeKernel plan_large(int64_t m, int64_t n, int64_t k, int sms, int64_t experts = 0) {
+  const int64_t decode = decode_cost_in_blocks(m + experts * 32, n, k, sms);
+  const int64_t tokens = m + experts * 64;
+  const int64_t one = cooperative_cost(tokens, n, k, 1, sms),
+                two = cooperative_cost(tokens, n, k, 2, sms);
   if (two <= one && two <= decode) return LargeKernel::kCooperative2;
   return one <= decode ? LargeKernel::kCooperative1 : LargeKernel::kDecode;
+}
+
+// By how many tokens the first row of the dispatch table is chosen: an expert with twice as many as
+// the average still reads its weights once.
+constexpr int64_t planned_tokens(int64_t m, int64_t experts) {
+  return experts ? int4::ceil_div(2 * m, experts) : m;
 }
 
 }  // namespace wlib::int4fp8

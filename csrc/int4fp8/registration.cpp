@@ -1,4 +1,5 @@
-// Family int4fp8: INT4 weights, FP8 activations. Schemas, implementations and dispatch tables of its ops.
+// Family int4fp8: INT4 weights, FP8 activations. Schemas, implementations and dispatch tables of
+// its ops.
 #include <torch/csrc/stable/library.h>
 
 #include "int4fp8/cpu.h"
@@ -21,11 +22,21 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
   m.def(
       "int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
       "bias=None, Tensor? residual=None, str activation=\"none\", Tensor? out_scale=None, Tensor? "
-      "x_sums=None, ScalarType? out_dtype=None, int layout_version=1) -> Tensor");
+      "x_sums=None, ScalarType? out_dtype=None, int layout_version=1, bool prefetch_weight=False) "
+      "-> Tensor");
   m.def(
       "int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, int n, int group_size, Tensor? "
       "bias=None, Tensor? residual=None, str activation=\"none\", Tensor? out_scale=None, Tensor? "
-      "x_sums=None, int layout_version=1, Tensor(a!) out) -> ()");
+      "x_sums=None, int layout_version=1, bool prefetch_weight=False, Tensor(a!) out) -> ()");
+  m.def(
+      "int4fp8_gemm_grouped(Tensor x, Tensor weight, Tensor x_scale, Tensor expert_offsets, *, int "
+      "n, int group_size, Tensor? bias=None, Tensor? residual=None, str activation=\"none\", "
+      "Tensor? out_scale=None, Tensor? x_sums=None, ScalarType? out_dtype=None, int "
+      "layout_version=1) -> Tensor");
+  m.def(
+      "int4fp8_gemm_grouped.out(Tensor x, Tensor weight, Tensor x_scale, Tensor expert_offsets, *, "
+      "int n, int group_size, Tensor? bias=None, Tensor? residual=None, str activation=\"none\", "
+      "Tensor? out_scale=None, Tensor? x_sums=None, int layout_version=1, Tensor(a!) out) -> ()");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -35,6 +46,8 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp8_group_sums", TORCH_BOX(&group_sums));
   m.impl("int4fp8_gemm", TORCH_BOX(&gemm));
   m.impl("int4fp8_gemm.out", TORCH_BOX(&gemm_out));
+  m.impl("int4fp8_gemm_grouped", TORCH_BOX(&gemm_grouped));
+  m.impl("int4fp8_gemm_grouped.out", TORCH_BOX(&gemm_grouped_out));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -46,9 +59,11 @@ WLIB_EXPORT const char* wlib_int4fp8_dispatch() {
       {"fp8_quantize", quantizer},
       {"rms_norm_fp8_quantize", quantizer},
       {"silu_mul_fp8_quantize", quantizer},
-      {"fp8_group_sums",
-       "cpu: one row at a time\n" WLIB_CUDA_ROWS("sm_90a: sm90_group_sums, one CTA per 4 tokens\n")},
+      {"fp8_group_sums", "cpu: one row at a time\n" WLIB_CUDA_ROWS(
+                             "sm_90a: sm90_group_sums, one CTA per 4 tokens\n")},
       {"int4fp8_gemm", std::string(gemm_cpu_rows()) + WLIB_CUDA_ROWS(gemm_cuda_rows())},
+      {"int4fp8_gemm_grouped", "cpu: one expert after the other, each as int4fp8_gemm does\n" +
+                                   std::string(WLIB_CUDA_ROWS(gemm_grouped_cuda_rows()))},
   });
   return table.c_str();
 }

@@ -12,7 +12,8 @@ cudaError_t launch_config(const GemmParams& g, int sms, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   CooperativeParams p;
   if (!make_cooperative_params<C>(g, &p)) return cudaErrorInvalidValue;
-  const int tiles = p.row_tiles * p.token_blocks, ctas = tiles < sms ? tiles : sms;
+  const int64_t tiles = int64_t(p.row_tiles) * p.token_blocks;
+  const int ctas = tiles < sms ? int(tiles) : sms;
   return sm90::launch(cooperative_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
 }
 

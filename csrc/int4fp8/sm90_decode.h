@@ -22,6 +22,7 @@
 #include "int4fp8/sm90_tiles.h"
 #include "wlib/sm90/cluster.h"
 #include "wlib/sm90/copy.h"
+#include "wlib/sm90/dependency.h"
 #include "wlib/sm90/ring.h"
 #include "wlib/sm90/sync.h"
 #include "wlib/sm90/wgmma.h"
@@ -62,10 +63,33 @@ WLIB_DEVICE const uint8_t* rows_of(const DecodeParams& p, const DecodeItem& item
   return packed_rows(p, int4::Layout{C::kGroups, C::kZeros}, item.expert, item.row_tile);
 }
 
+// What needs not wait for the launch before this one: the first item's weights, as far as the rings
+// hold them. The stages expect their activations, too. Returns the first k tile that is left.
+template <class C>
+WLIB_DEVICE int prefetch_weights(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
+  if (first_item(p) >= tile_count(p, s.experts, p.row_blocks)) return 0;
+  const DecodeItem item(p, s.experts, rank, first_item(p), C::kTokens);
+  const uint8_t* tiles = rows_of<C>(p, item);
+  int k = item.first_tile;
+  for (int stage = 0; stage < C::kStages; ++stage) {
+    for (int g = 0; g < C::kConsumers; ++g, ++k) {
+      if (k >= item.end_tile) return k;
+      uint64_t& full = s.ring[g].full[stage];
+      sm90::mbarrier_arrive_expect_tx(full, C::kTileBytes + C::kActivationBytes);
+      sm90::bulk_load(s.weights[g][stage], tiles + int64_t(k) * C::kTileBytes, C::kTileBytes, full);
+    }
+  }
+  return k;
+}
+
 template <class C>
 WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
   sm90::RingCursor<C::kStages> at[C::kConsumers];
   const int items = tile_count(p, s.experts, p.row_blocks);
+  sm90::prefetch_tensor_map(p.x);
+  const int fetched = p.prefetch_weight ? prefetch_weights<C>(s, p, rank) : 0;
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
   for (int i = first_item(p); i < items; i += item_stride(p)) {
     const DecodeItem item(p, s.experts, rank, i, C::kTokens);
     const uint8_t* tiles = rows_of<C>(p, item);
@@ -76,10 +100,13 @@ WLIB_DEVICE void produce(DecodeSmem<C>& s, const DecodeParams& p, int rank) {
       WLIB_UNROLL
       for (int g = 0; g < C::kConsumers; ++g) {
         if (k + g >= item.end_tile) continue;
-        s.ring[g].wait_empty(at[g]);
-        uint64_t& full = s.ring[g].expect(at[g], bytes);
-        sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes,
-                        C::kTileBytes, full);
+        uint64_t& full = s.ring[g].full[at[g].stage];
+        if (i != first_item(p) || k + g >= fetched) {
+          s.ring[g].wait_empty(at[g]);
+          s.ring[g].expect(at[g], bytes);
+          sm90::bulk_load(s.weights[g][at[g].stage], tiles + int64_t(k + g) * C::kTileBytes,
+                          C::kTileBytes, full);
+        }
         if (load_x) {
           sm90::tensor_load_2d(s.x[g][at[g].stage], p.x, (k + g) * int4::kTileColumns,
                                item.first_token, full);
@@ -233,6 +260,7 @@ WLIB_DEVICE void finish(DecodeSmem<C>& s, const DecodeParams& p, const Pending<C
 // An item is finished only after the next one's products, so that nobody waits for the exchange.
 template <class C>
 WLIB_DEVICE void consume(DecodeSmem<C>& s, const DecodeParams& p, int rank, int index) {
+  sm90::grid_dependency_wait();  // for scales and bias, and before the first output
   Consumer<C> consumer(s, index);
   int done = 0;  // items scattered
   const int items = tile_count(p, s.experts, p.row_blocks);
@@ -274,7 +302,10 @@ decode_kernel(WLIB_GRID_CONSTANT DecodeParams p) {
     s.ones[i] = C::kZeros ? kOddPlusOne : kOddMinusOne;
   sm90::fence_proxy_async();
   if (sm90::thread_index() == 0) init_barriers<C>(s, p);
-  if (sm90::warp_index() == 1 && is_grouped(p)) count_blocks(p, C::kTokens, s.experts);
+  if (sm90::warp_index() == 1 && is_grouped(p)) {
+    sm90::grid_dependency_wait();
+    count_blocks(p, C::kTokens, s.experts);
+  }
   sm90::cluster_sync();
   const int group = sm90::warpgroup_index(), rank = sm90::warp_uniform(sm90::cluster_rank());
   if (group == C::kConsumers) {

@@ -20,7 +20,7 @@ struct DecodeConfig {
   static constexpr int kRegs = sm90::kAccumulators<Wgmma>;
 
   static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
-  static constexpr int kProducerRegs = 32;
+  static constexpr int kProducerRegs = 40;
   static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
   static constexpr int kTileBytes = int4::Layout{kGroups, kZeros}.tile_bytes();
   static constexpr int kActivationBytes = kTokens * int4::kTileColumns;
@@ -31,6 +31,7 @@ struct DecodeParams : KernelParams {
   int split_log2;  // CTAs per cluster
   // All items take the same activations, and each tile of them stays in a stage of its own.
   bool x_resident;
+  bool prefetch_weight;  // before the launch before this one has finished
 };
 
 template <class C>
@@ -40,6 +41,7 @@ bool make_decode_params(const GemmParams& g, int split_log2, DecodeParams* p) {
   p->split_log2 = split_log2;
   p->x_resident = p->token_blocks == 1 && !g.expert_offsets &&
                   activations_fit(p->k_tiles, 1 << split_log2, C::kConsumers, C::kStages);
+  p->prefetch_weight = g.prefetch_weight;
   return ok;
 }
 

@@ -8,13 +8,16 @@
 namespace wlib::int4fp8 {
 namespace {
 
+int64_t experts_of(const GemmParams& p) { return p.expert_offsets ? p.experts : 0; }
+int64_t tokens_of(const GemmParams& p) { return planned_tokens(p.m, experts_of(p)); }
+
 cudaError_t launch_large(const GemmParams& p, cudaStream_t stream) {
   int device = 0, sms = 0;
   if (const cudaError_t error = cudaGetDevice(&device)) return error;
   if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return error;
   if (p.zero_points && !p.x_sums) return launch_decode<64>(p, stream);  // K = 0
-  switch (plan_large(p.m, p.n, p.k, sms)) {
+  switch (plan_large(p.m, p.n, p.k, sms, experts_of(p))) {
     case LargeKernel::kCooperative1: return launch_cooperative<1>(p, sms, stream);
     case LargeKernel::kCooperative2: return launch_cooperative<2>(p, sms, stream);
     default: return launch_decode<64>(p, stream);
@@ -40,29 +43,37 @@ constexpr Row kRows[] = {
      launch_large},
 };
 
+template <class Condition>
+std::string rows_text(const char* any, const Condition& condition) {
+  std::string lines;
+  for (const Row& row : kRows) {
+    lines += "sm_90a, " + (row.max_tokens ? condition(row) : any) + ": " + row.kernel + "\n";
+  }
+  return lines;
+}
+
 }  // namespace
 
 const char* gemm_cuda_rows() {
-  static const std::string text = [] {
-    std::string lines;
-    for (const Row& row : kRows) {
-      lines += std::string("sm_90a, ") +
-               (row.max_tokens ? "M <= " + std::to_string(row.max_tokens) : "any M") + ": " +
-               row.kernel + "\n";
-    }
-    return lines;
-  }();
+  static const std::string text =
+      rows_text("any M", [](const Row& row) { return "M <= " + std::to_string(row.max_tokens); });
+  return text.c_str();
+}
+
+const char* gemm_grouped_cuda_rows() {
+  static const std::string text = rows_text(
+      "any T", [](const Row& row) { return "T <= " + std::to_string(row.max_tokens / 2) + " E"; });
   return text.c_str();
 }
 
 bool gemm_cuda_wants_sums(const GemmParams& p) {
-  return p.zero_points && !p.x_sums && p.m > kDecodeTokens && p.k > 0;
+  return p.zero_points && !p.x_sums && tokens_of(p) > kDecodeTokens && p.k > 0;
 }
 
 const char* gemm_cuda(const GemmParams& p, int device, void* stream) {
   if (const char* refusal = refuse_device(device)) return refusal;
   for (const Row& row : kRows) {
-    if (row.max_tokens && p.m > row.max_tokens) continue;
+    if (row.max_tokens && tokens_of(p) > row.max_tokens) continue;
     const cudaError_t error = row.launch(p, static_cast<cudaStream_t>(stream));
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
   }

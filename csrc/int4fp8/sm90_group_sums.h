@@ -9,6 +9,7 @@
 
 #include "wlib/params/int4fp8.h"
 #include "wlib/sm90/convert.h"
+#include "wlib/sm90/dependency.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::int4fp8 {
@@ -37,6 +38,8 @@ group_sums_kernel(WLIB_GRID_CONSTANT GroupSumsParams p) {
   const int lane = sm90::lane_index();
   const int64_t token = int64_t(sm90::block_index_x()) * kSumsAlignment + lane / kLanes;
   const uint8_t* x = p.x + token * p.x_stride;
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
   for (int64_t first = sm90::warp_index() * kSumsTileColumns; first < p.k; first += kStride) {
     const int64_t column = first + lane % kLanes * kSumsRun;
     uint4 codes = {0, 0, 0, 0};

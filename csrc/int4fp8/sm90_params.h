@@ -7,8 +7,6 @@
 
 namespace wlib::int4fp8 {
 
-constexpr int kMaxExperts = 512;
-
 struct KernelParams {
   sm90::TensorMap x;      // [m, k] E4M3, box tokens x 128, 128-byte swizzle; zeros beyond m and k
   const uint8_t* weight;  // packed, see layout/int4_tile.h; of all experts, one after the other

@@ -9,8 +9,9 @@ namespace wlib::int4fp8 {
 const char* quantize_cuda(const QuantizeParams& p, int device, void* stream) {
   if (const char* refusal = refuse_device(device)) return refusal;
   const QuantizeLaunch l = quantize_launch(p);
-  const cudaError_t error = sm90::launch(l.kernel, dim3(unsigned(l.ctas)), l.threads, l.smem_bytes,
-                                         1, static_cast<cudaStream_t>(stream), p);
+  const cudaError_t error =
+      sm90::launch(l.kernel, dim3(unsigned(l.ctas)), l.threads, l.smem_bytes, 1,
+                   static_cast<cudaStream_t>(stream), p, sm90::Start::kEarly);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
@@ -18,7 +19,7 @@ const char* group_sums_cuda(const GroupSumsParams& p, int device, void* stream) 
   if (const char* refusal = refuse_device(device)) return refusal;
   const cudaError_t error =
       sm90::launch(group_sums_kernel, dim3(unsigned(p.pitch / kSumsAlignment)), kSumsThreads, 0, 1,
-                   static_cast<cudaStream_t>(stream), p);
+                   static_cast<cudaStream_t>(stream), p, sm90::Start::kEarly);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 

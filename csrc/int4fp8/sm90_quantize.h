@@ -13,6 +13,7 @@
 #include "wlib/params/int4fp8.h"
 #include "wlib/sm90/bits.h"
 #include "wlib/sm90/convert.h"
+#include "wlib/sm90/dependency.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::int4fp8 {
@@ -216,6 +217,8 @@ WLIB_DEVICE float load_and_measure(const QuantizeParams& p, QuantizeSmem& s, con
 template <class Source>
 WLIB_KERNEL_RESIDENT(kQuantizeMaxThreads, 2)
 quantize_kernel(WLIB_GRID_CONSTANT QuantizeParams p) {
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   const RowPart part(p);
   const RowValues<Source> values(p, s, part);

@@ -65,10 +65,11 @@ void set_experts(int4fp8::GemmParams& p, const py::array& offsets) {
 sim::Report decode(const py::array_t<uint8_t>& x, const Array<uint8_t>& weight,
                    const Array<float>& x_scale, const py::dict& epilogue, py::array y,
                    const std::optional<py::array>& expert_offsets, int groups_per_tile,
-                   bool zero_points, int tokens, int consumers, int stages, int split, int clusters,
-                   const sim::Options& options) {
+                   bool prefetch_weight, bool zero_points, int tokens, int consumers, int stages,
+                   int split, int clusters, const sim::Options& options) {
   auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
   if (expert_offsets) set_experts(p, *expert_offsets);
+  p.prefetch_weight = prefetch_weight;
   return int4fp8::simulate_decode(p, {tokens, consumers, stages, split, clusters}, options);
 }
 
@@ -141,9 +142,9 @@ void bind_int4fp8(py::module_& m) {
   m.def("int4fp8_decode_instances", &int4fp8::decode_instances);
   m.def("int4fp8_decode", &decode, py::arg("x").noconvert(), py::arg("weight").noconvert(),
         py::arg("x_scale").noconvert(), py::arg("epilogue"), py::arg("y"), py::kw_only(),
-        py::arg("expert_offsets"), py::arg("groups_per_tile"), py::arg("zero_points"),
-        py::arg("tokens"), py::arg("consumers"), py::arg("stages"), py::arg("split"),
-        py::arg("clusters"), py::arg("options"));
+        py::arg("expert_offsets"), py::arg("groups_per_tile"), py::arg("prefetch_weight"),
+        py::arg("zero_points"), py::arg("tokens"), py::arg("consumers"), py::arg("stages"),
+        py::arg("split"), py::arg("clusters"), py::arg("options"));
   m.def("int4fp8_cooperative_instances", &int4fp8::cooperative_instances);
   m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
         py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("epilogue"),

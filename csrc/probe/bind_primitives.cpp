@@ -13,8 +13,8 @@ namespace {
 
 std::vector<PlantedCase> all_planted() {
   std::vector<PlantedCase> all;
-  for (const auto part :
-       {planted_memory(), planted_sync(), planted_cluster(), planted_copy(), planted_wgmma()}) {
+  for (const auto part : {planted_memory(), planted_sync(), planted_cluster(), planted_copy(),
+                          planted_wgmma(), planted_dependency()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;
@@ -36,7 +36,8 @@ sim::Report run_planted(const std::string& name, bool bug, const sim::Options& o
     };
     PlantedParams p{aligned(in.data()), aligned(out.data()), {}, bug};
     sm90::make_tensor_map(&p.map, {p.input, 64, 128, 128, 8, 128, 1});
-    return sim::launch({{c.cluster, 1, 1}, c.threads, sizeof(PlantedSmem), c.cluster}, options,
+    return sim::launch({{c.cluster, 1, 1}, c.threads, sizeof(PlantedSmem), c.cluster, c.dependent},
+                       options,
                        {{const_cast<uint8_t*>(p.input), 64 * 128, "input", false},
                         {p.output, 1024, "output", true}},
                        c.kernel, p);

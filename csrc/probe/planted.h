@@ -29,6 +29,7 @@ struct PlantedCase {
   int threads;
   int cluster;  // also the number of CTAs
   void (*kernel)(PlantedParams);
+  bool dependent = false;  // on a launch before it that uses both buffers
 };
 
 // By what they exercise.
@@ -37,5 +38,6 @@ std::span<const PlantedCase> planted_sync();
 std::span<const PlantedCase> planted_cluster();
 std::span<const PlantedCase> planted_copy();
 std::span<const PlantedCase> planted_wgmma();
+std::span<const PlantedCase> planted_dependency();
 
 }  // namespace wlib::probe

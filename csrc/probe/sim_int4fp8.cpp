@@ -14,8 +14,11 @@ template <class C>
 sim::Report run(const GemmParams& g, const DecodeLaunch& launch, const sim::Options& options) {
   DecodeParams p;
   make_decode_params<C>(g, std::countr_zero(unsigned(launch.split)), &p);
-  const sim::LaunchConfig config{
-      {launch.clusters * launch.split, 1, 1}, C::kThreads, sizeof(DecodeSmem<C>), launch.split};
+  const sim::LaunchConfig config{{launch.clusters * launch.split, 1, 1},
+                                 C::kThreads,
+                                 sizeof(DecodeSmem<C>),
+                                 launch.split,
+                                 /*dependent=*/true};
   return sim::launch(config, options, gemm_buffers(g), decode_kernel<C>, p);
 }
 
@@ -71,17 +74,20 @@ std::vector<sim::Buffer> gemm_buffers(const GemmParams& g) {
   const Epilogue& e = g.epilogue;
   const int64_t outputs = g.m * e.columns(g.n);
   const bool in_place = e.residual == e.y;
-  return {input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
-          input(g.weight, experts * int4::ceil_div(g.n, int4::kTileRows) * block_bytes, "weight"),
-          input(g.x_scale, g.m * 4, "x_scale"),
-          input(g.expert_offsets, g.expert_offsets ? (experts + 1) * (g.wide_offsets ? 8 : 4) : 0,
-                "expert_offsets"),
-          input(g.x_sums, g.x_sums ? groups * g.x_sums_pitch * 4 : 0, "x_sums"),
-          input(e.bias, e.bias ? experts * g.n * bytes_of(e.bias_type) : 0, "bias"),
-          input(e.residual, e.residual && !in_place ? outputs * bytes_of(e.residual_type) : 0,
-                "residual"),
-          input(e.out_scale, e.out_scale ? 4 : 0, "out_scale"),
-          {e.y, outputs * bytes_of(e.out_type), "y", true, in_place}};
+  std::vector<sim::Buffer> buffers = {
+      input(g.x, (g.m - 1) * g.x_stride + g.k, "x"),
+      input(g.weight, experts * int4::ceil_div(g.n, int4::kTileRows) * block_bytes, "weight"),
+      input(g.x_scale, g.m * 4, "x_scale"),
+      input(g.expert_offsets, g.expert_offsets ? (experts + 1) * (g.wide_offsets ? 8 : 4) : 0,
+            "expert_offsets"),
+      input(g.x_sums, g.x_sums ? groups * g.x_sums_pitch * 4 : 0, "x_sums"),
+      input(e.bias, e.bias ? experts * g.n * bytes_of(e.bias_type) : 0, "bias"),
+      input(e.residual, e.residual && !in_place ? outputs * bytes_of(e.residual_type) : 0,
+            "residual"),
+      input(e.out_scale, e.out_scale ? 4 : 0, "out_scale"),
+      {e.y, outputs * bytes_of(e.out_type), "y", true, in_place}};
+  buffers[1].settled = g.prefetch_weight;
+  return buffers;
 }
 
 sim::Report simulate_decode(const GemmParams& gemm, const DecodeLaunch& launch,

@@ -33,10 +33,6 @@ std::vector<std::vector<int>> decode_instances();
 // Rows {tokens, slabs, stages, groups per tile, zero points} of what simulate_cooperative accepts.
 std::vector<std::vector<int>> cooperative_instances();
 
-constexpr size_t bytes_of(FloatType type) {
-  return type == FloatType::kFloat32 ? 4 : type == FloatType::kE4M3 ? 1 : 2;
-}
-
 inline sim::Buffer input(const void* data, int64_t bytes, const char* name) {
   return {const_cast<void*>(data), size_t(bytes), name, false};
 }

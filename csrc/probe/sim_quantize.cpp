@@ -1,4 +1,5 @@
-// Instrumented, like sim_int4fp8.cpp: the quantiser and the group sums.
+// Instrumented, like sim_int4fp8.cpp: the quantiser and the group sums, both on a launch before
+// them.
 #include "int4fp8/sm90_group_sums.h"
 #include "int4fp8/sm90_quantize.h"
 #include "probe/sim_int4fp8.h"
@@ -20,7 +21,7 @@ sim::Report simulate_quantize(const QuantizeParams& p, const sim::Options& optio
     buffers.push_back({p.new_residual, size_t(p.rows * p.k * bytes), "new_residual", true});
   }
   const QuantizeLaunch l = quantize_launch(p);
-  const sim::LaunchConfig config{{int(l.ctas), 1, 1}, l.threads, size_t(l.smem_bytes)};
+  const sim::LaunchConfig config{{int(l.ctas), 1, 1}, l.threads, size_t(l.smem_bytes), 1, true};
   return sim::launch(config, options, buffers, l.kernel, p);
 }
 
@@ -28,7 +29,7 @@ sim::Report simulate_group_sums(const GroupSumsParams& p, const sim::Options& op
   const int64_t groups = (p.k + (1 << p.group_log2) - 1) >> p.group_log2;
   const std::vector<sim::Buffer> buffers = {input(p.x, (p.rows - 1) * p.x_stride + p.k, "x"),
                                             {p.sums, size_t(groups * p.pitch) * 4, "sums", true}};
-  const sim::LaunchConfig config{{int(p.pitch / kSumsAlignment), 1, 1}, kSumsThreads, 0};
+  const sim::LaunchConfig config{{int(p.pitch / kSumsAlignment), 1, 1}, kSumsThreads, 0, 1, true};
   return sim::launch(config, options, buffers, group_sums_kernel, p);
 }
 

@@ -2,6 +2,7 @@
 
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
+from .experts import PackedInt4Experts, int4fp8_gemm_grouped, pack_experts, sort_by_expert
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
@@ -26,6 +27,7 @@ __all__ = [
     "FP4Tensor",
     "Int4KVCache",
     "Int4Weight",
+    "PackedInt4Experts",
     "PackedInt4Weight",
     "atoms_from_layers",
     "atoms_reconstruct",
@@ -39,8 +41,10 @@ __all__ = [
     "hadamard",
     "info",
     "int4fp8_gemm",
+    "int4fp8_gemm_grouped",
     "merge_attention_states",
     "nn",
+    "pack_experts",
     "prng_expand",
     "quant",
     "quantize_kv_int4",
@@ -48,6 +52,7 @@ __all__ = [
     "rebuild",
     "rms_norm_fp8_quantize",
     "silu_mul_fp8_quantize",
+    "sort_by_expert",
     "tucker_merge",
     "tucker_merge_many",
     "tucker_reconstruct",

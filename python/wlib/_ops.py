@@ -76,6 +76,7 @@ def _int4fp8_gemm(
     x_sums: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     layout_version: int = 1,
+    prefetch_weight: bool = False,
 ) -> Tensor:
     shape = (*x.shape[:-1], n // 2 if activation == "silu_mul" else n)
     return torch.empty(shape, dtype=out_dtype or torch.bfloat16, device=x.device)
@@ -95,8 +96,31 @@ def _int4fp8_gemm_out(
     out_scale: Tensor | None = None,
     x_sums: Tensor | None = None,
     layout_version: int = 1,
+    prefetch_weight: bool = False,
     out: Tensor,
 ) -> None:
+    pass
+
+
+@torch.library.register_fake("wlib::int4fp8_gemm_grouped")
+def _int4fp8_gemm_grouped(
+    x: Tensor,
+    weight: Tensor,
+    x_scale: Tensor,
+    expert_offsets: Tensor,
+    *,
+    n: int,
+    group_size: int,
+    activation: str = "none",
+    out_dtype: torch.dtype | None = None,
+    **options: Tensor | int | None,
+) -> Tensor:
+    shape = (x.shape[0], n // 2 if activation == "silu_mul" else n)
+    return torch.empty(shape, dtype=out_dtype or torch.bfloat16, device=x.device)
+
+
+@torch.library.register_fake("wlib::int4fp8_gemm_grouped.out")
+def _int4fp8_gemm_grouped_out(*arguments: Tensor, **options: Tensor | int | str | None) -> None:
     pass
 
 

@@ -276,6 +276,7 @@ def int4fp8_gemm(
     activation: Activation = "none",
     out_scale: Tensor | None = None,
     x_sums: Tensor | None = None,
+    prefetch_weight: bool = False,
 ) -> Tensor:
     """Multiply FP8 activations with a packed INT4 weight (FireQ, arXiv 2505.20839).
 
@@ -305,6 +306,9 @@ def int4fp8_gemm(
         x_sums: None, or float32 [ceil(K/s), M rounded up to a multiple of 4]: what the codes of
             each of the M tokens add up to in groups of s = min(group_size, 128, K) columns. Spares
             the op this sum where p has zero points and M is large.
+        prefetch_weight: allow a kernel for few tokens to fetch the weight while the kernel launched
+            before it on the stream still runs. Only if that one does not write the weight: right
+            behind `fp8_quantize`, say, but not behind an update of the weight.
 
     Returns:
         y [..., N'] of out_dtype, or `out`; N' is N, or N / 2 with "silu_mul".
@@ -332,6 +336,8 @@ def int4fp8_gemm(
         options["out_scale"] = out_scale
     if x_sums is not None:
         options["x_sums"] = x_sums
+    if prefetch_weight:
+        options["prefetch_weight"] = True
     try:
         if out is not None:
             _GEMM_OUT(xq, p.data, xs, out=out, **options)

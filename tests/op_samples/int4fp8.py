@@ -22,9 +22,16 @@ SCHEMAS = {
     "bool interleaved=False, int? sums_group=None) -> Tensor[]",
     "fp8_group_sums.default": "wlib::fp8_group_sums(Tensor xq, int group_size) -> Tensor",
     "int4fp8_gemm.default": "wlib::int4fp8_gemm(Tensor x, Tensor weight, Tensor x_scale, *, "
-    f"{GEMM_OPTIONS}, ScalarType? out_dtype=None, int layout_version=1) -> Tensor",
+    f"{GEMM_OPTIONS}, ScalarType? out_dtype=None, int layout_version=1, "
+    "bool prefetch_weight=False) -> Tensor",
     "int4fp8_gemm.out": "wlib::int4fp8_gemm.out(Tensor x, Tensor weight, Tensor x_scale, *, "
-    f"{GEMM_OPTIONS}, int layout_version=1, Tensor(a!) out) -> ()",
+    f"{GEMM_OPTIONS}, int layout_version=1, bool prefetch_weight=False, Tensor(a!) out) -> ()",
+    "int4fp8_gemm_grouped.default": "wlib::int4fp8_gemm_grouped(Tensor x, Tensor weight, "
+    f"Tensor x_scale, Tensor expert_offsets, *, {GEMM_OPTIONS}, ScalarType? out_dtype=None, "
+    "int layout_version=1) -> Tensor",
+    "int4fp8_gemm_grouped.out": "wlib::int4fp8_gemm_grouped.out(Tensor x, Tensor weight, "
+    f"Tensor x_scale, Tensor expert_offsets, *, {GEMM_OPTIONS}, int layout_version=1, "
+    "Tensor(a!) out) -> ()",
 }
 
 
@@ -43,6 +50,38 @@ def gemm_arguments(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
     xq, xs = torch.ops.wlib.fp8_quantize(torch.randn(*lead, k))
     return (xq, p.data, xs), {"n": p.n, "group_size": p.group_size} | options
+
+
+def grouped_arguments(
+    counts: tuple[int, ...], k: int, p: list[wlib.PackedInt4Weight], **options: Any
+) -> tuple[tuple[Tensor, ...], dict[str, Any]]:
+    (xq, _, xs), options = gemm_arguments((sum(counts),), k, p[0], **options)
+    weight = torch.stack([expert.data for expert in p])
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    return (xq, weight, xs, offsets if sum(counts) % 2 else offsets.int()), options
+
+
+def grouped_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Empty experts, no tokens at all, and every argument."""
+    three = [packed(40, 256, 128) for _ in range(3)]
+    zeros = [packed(70, 96, 32, True) for _ in range(2)]
+    calls = [
+        grouped_arguments((2, 0, 5), 256, three),
+        grouped_arguments((9, 17), 96, zeros, bias=torch.randn(2, 70), out_dtype=torch.float16),
+        grouped_arguments((0, 0, 0), 256, three, layout_version=1),
+        grouped_arguments((1, 2, 3), 256, three, activation="silu_mul",
+                          residual=torch.randn(6, 20).half(), out_dtype=torch.float32),
+        grouped_arguments((4, 1), 96, zeros, out_dtype=FP8, out_scale=torch.tensor(0.5),
+                          x_sums=torch.ones(3, 8), residual=torch.randn(5, 70)),
+    ]  # fmt: skip
+    out = []
+    for arguments, options in calls:
+        y = torch.ops.wlib.int4fp8_gemm_grouped(*arguments, **options)
+        rest = {key: value for key, value in options.items() if key != "out_dtype"}
+        out.append((arguments, {**rest, "out": y}))
+    return [("int4fp8_gemm_grouped.default", *call) for call in calls] + [
+        ("int4fp8_gemm_grouped.out", *call) for call in out
+    ]
 
 
 def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -69,7 +108,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         gemm_arguments((3,), 256, packed(40, 256, 128)),
         gemm_arguments((2, 9), 96, packed(70, 96, 32, True), bias=torch.randn(70)),
         gemm_arguments((), 128, packed(1, 128, 64), out_dtype=torch.float32),
-        gemm_arguments((0,), 128, packed(9, 128, 128), layout_version=1),
+        gemm_arguments((0,), 128, packed(9, 128, 128), layout_version=1, prefetch_weight=True),
         gemm_arguments((40,), 160, packed(9, 160, 160), bias=torch.randn(9).half(),
                        out_dtype=torch.float16),
     ]  # fmt: skip
@@ -98,4 +137,5 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         + [("fp8_group_sums.default", call, {}) for call in sums]
         + [("int4fp8_gemm.default", *call) for call in gemm]
         + [("int4fp8_gemm.out", *call) for call in out]
+        + grouped_samples()
     )

@@ -37,7 +37,8 @@ struct LaunchConfig {
   Dim3 grid;
   int threads = 0;
   size_t smem_bytes = 0;
-  int cluster = 1;  // CTAs along x that run together; divides grid.x
+  int cluster = 1;         // CTAs along x that run together; divides grid.x
+  bool dependent = false;  // may start before the launch before it on the stream has finished
 };
 
 struct Buffer {  // a global allocation; touching anything outside the listed ones is an error
@@ -46,6 +47,7 @@ struct Buffer {  // a global allocation; touching anything outside the listed on
   const char* name;
   bool writable;  // then it is an output: reading what the kernel did not write is an error,
   bool initialised = false;  // except if it is also an input
+  bool settled = false;  // of no concern to the launch before: may be read before the wait for it
 };
 
 struct Finding {

@@ -31,6 +31,9 @@ bool warp_elect();
 void fence_proxy_async();
 void set_max_registers(int count, bool increase);
 
+void grid_dependency_wait();
+void launch_dependents();
+
 int cluster_rank();
 int cluster_size();
 void cluster_arrive();

@@ -44,8 +44,9 @@ Machine::Machine(const LaunchConfig& config_, const Options& options_,
     globals_.push_back({b, {}});
     if (b.writable) globals_.back().shadow.reset(b.bytes, b.initialised);
   }
-  globals_.push_back(
-      {{const_cast<void*>(kernel.params), kernel.params_bytes, "kernel parameters", false}, {}});
+  globals_.push_back({{const_cast<void*>(kernel.params), kernel.params_bytes, "kernel parameters",
+                       false, false, true},
+                      {}});
   find_image();
   stacks_ = map_memory(size_t(config.cluster) * config.threads * Fiber::kStackBytes);
   // A CTA's shared memory begins at a multiple of the pitch, so that host pointers and
@@ -97,6 +98,7 @@ void Machine::run_cluster(Dim3 first_block) {
   for (int rank = 0; rank < config.cluster; ++rank) {
     start_cta(rank, {first_block.x + rank, first_block.y, first_block.z});
   }
+  start_launch_before();
   run_threads();
   if (!abandoned_) report_deadlock();
   first_agent += uint32_t(agents());
@@ -155,6 +157,10 @@ void Machine::finish_cta(Cta& cta) {
                      agent_name(first_agent + agent) + " to finish: " + visit.what + " at " +
                      shared_name(cta, visit.offset));
   }
+  if (config.dependent && !waited(cta.at_exit))
+    find("grid-dependency", "CTA " + std::to_string(cta.rank) +
+                                " of the cluster ends without griddepcontrol.wait, perhaps before "
+                                "the launch before");
   const auto& history = cta.registers.history;
   for (int w = 0; w < warps(); ++w) {
     if (history[w] != history[w / 4 * 4]) {

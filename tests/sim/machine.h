@@ -200,7 +200,10 @@ class Machine {
     return config.cluster * config.threads + t.cta->rank * warps() + t.warp();
   }
   int copy_agent(int slot) const { return config.cluster * (config.threads + warps()) + slot; }
-  size_t agents() const { return size_t(copy_agent(0)) + slots.size(); }
+  // The launch before this one, of which there is one event: that it has finished.
+  int launch_before_agent() const { return copy_agent(int(slots.size())); }
+  bool waited(const Knowledge& known) const { return known.seen(launch_before_agent()) > 0; }
+  size_t agents() const { return size_t(launch_before_agent()) + 1; }
   Access thread_access() const { return access_by(self->agent, now(), false, self->known); }
   Access async_access() const { return access_by(self->agent, now(), true, self->known); }
   Access access_by(int agent, uint32_t time, bool async, const Knowledge& known) const {
@@ -224,6 +227,7 @@ class Machine {
   void evaluate(Warpgroup& group);
   void arm(Warpgroup& group);
   void try_complete_cluster_barrier();
+  void wait_for_launch_before();
 
   LaunchConfig config;
   Options options;
@@ -248,11 +252,17 @@ class Machine {
   void report_deadlock();
   void finish_thread();
   void finish_cta(Cta& cta);
+  void start_launch_before();
+  void check_dependency(const Buffer& buffer, bool write, const Access& by, const char* who);
   void find_image();
   void access_stack(uintptr_t address, size_t bytes, bool write);
   void access_shared(uintptr_t address, size_t bytes, bool write);
   GlobalBuffer& global_at(const void* p, size_t bytes, const char* who);
 
+  struct {
+    bool finished = false;
+    WaitList waiters;
+  } launch_before_;
   std::vector<GlobalBuffer> globals_;
   std::deque<Thread> threads_;
   std::deque<Thread*> ready_;

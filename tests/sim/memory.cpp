@@ -113,6 +113,7 @@ void Machine::access_global(const void* p, size_t bytes, bool write, const Acces
                             const char* who) {
   if (bytes == 0) return;
   GlobalBuffer& g = global_at(p, bytes, who);
+  check_dependency(g.info, write, by, who);
   if (!g.info.writable) {
     if (write) find("global-readonly", own_name() + ": " + who + " to " + g.info.name);
     return;

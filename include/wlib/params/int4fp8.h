@@ -11,6 +11,13 @@ enum class FloatType : int { kFloat32, kBFloat16, kFloat16, kFloat64, kE4M3 };
 
 namespace int4fp8 {
 
+constexpr size_t bytes_of(FloatType type) {
+  return type == FloatType::kFloat64   ? 8
+         : type == FloatType::kFloat32 ? 4
+         : type == FloatType::kE4M3    ? 1
+                                       : 2;
+}
+
 enum class Activation : int { kNone, kSiluMul };
 
 // From sums to outputs, in float32 and in this order:
@@ -48,8 +55,16 @@ struct GemmParams {
   const void* expert_offsets;  // null for one weight; [experts + 1] int32_t, or int64_t if wide
   bool wide_offsets;
   int64_t experts;
+  bool prefetch_weight;  // the launch before this one on the stream does not write the weight
   Epilogue epilogue;
+
+  // On the CPU.
+  int64_t expert_offset(int64_t expert) const {
+    return wide_offsets ? static_cast<const int64_t*>(expert_offsets)[expert]
+                        : static_cast<const int32_t*>(expert_offsets)[expert];
+  }
 };
+constexpr int kMaxExperts = 512;
 
 // What the quantiser makes of a row before it quantises it.
 enum class RowInput : int {

@@ -49,6 +49,11 @@ WLIB_DEVICE void tensor_load_2d_multicast(void* smem, const TensorMap& map, int 
       : "memory");
 }
 
+// Fetches the map itself, which is part of the launch, ahead of its first use.
+WLIB_DEVICE void prefetch_tensor_map(const TensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 WLIB_DEVICE void bulk_store(void* global, const void* smem, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
                "r"(shared_address(smem)), "r"(bytes)
@@ -79,6 +84,7 @@ inline void tensor_load_2d_multicast(void* smem, const TensorMap& map, int colum
                                      uint64_t& bar, uint16_t cta_mask) {
   sim::dev::tensor_load_2d_multicast(smem, map, column, row, &bar, cta_mask);
 }
+inline void prefetch_tensor_map(const TensorMap&) {}
 inline void bulk_store(void* global, const void* smem, uint32_t bytes) {
   sim::dev::bulk_store(global, smem, bytes);
 }

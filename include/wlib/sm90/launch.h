@@ -28,34 +28,44 @@ inline cudaError_t allow_shared_memory(const void* kernel, int bytes) {
 }
 
 struct ClusterLaunch {
-  cudaLaunchAttribute shape = {};
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
 
   ClusterLaunch(dim3 grid, int threads, int smem_bytes, int cluster, cudaStream_t stream) {
-    shape.id = cudaLaunchAttributeClusterDimension;
-    shape.val.clusterDim = {unsigned(cluster), 1, 1};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {unsigned(cluster), 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = smem_bytes;
     config.stream = stream;
-    config.attrs = &shape;
+    config.attrs = attributes;
     config.numAttrs = 1;
   }
-  ClusterLaunch(const ClusterLaunch&) = delete;  // config points to shape
+  ClusterLaunch(const ClusterLaunch&) = delete;  // config points to attributes
+
+  void start_early() { config.numAttrs = 2; }
 };
 
 }  // namespace detail
+
+// Whether a kernel may start while the launch before it on the stream still runs: only one that
+// waits for it itself (dependency.h).
+enum class Start { kAfterLaunchBefore, kEarly };
 
 // kernel<<<grid, threads, smem_bytes, stream>>>(params), in clusters of `cluster` CTAs along x (1:
 // none); grid.x must be a multiple of it.
 template <class Params>
 cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, int smem_bytes, int cluster,
-                   cudaStream_t stream, const Params& params) {
+                   cudaStream_t stream, const Params& params,
+                   Start start = Start::kAfterLaunchBefore) {
   const auto* entry = reinterpret_cast<const void*>(kernel);
   if (const cudaError_t error = detail::allow_shared_memory(entry, smem_bytes)) return error;
-  const detail::ClusterLaunch shape(grid, threads, smem_bytes, cluster, stream);
+  detail::ClusterLaunch launch(grid, threads, smem_bytes, cluster, stream);
+  if (start == Start::kEarly) launch.start_early();
   void* arguments[] = {const_cast<Params*>(&params)};
-  return cudaLaunchKernelExC(&shape.config, entry, arguments);
+  return cudaLaunchKernelExC(&launch.config, entry, arguments);
 }
 
 // How many clusters of `cluster` CTAs the device runs at a time; asked once per kernel and device.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,7 +159,8 @@ class Int4Fp8Linear(nn.Module):
         if self.k_permutation is not None:  # a token's scale is that of its columns in any order
             octets = xq.view(torch.uint8).index_select(-1, self.k_permutation)
             xq = octets.view(xq.dtype)
-        return int4fp8_gemm(xq, self.packed, x_scale, self.bias, out_dtype, activation=activation)
+        options: dict[str, Any] = {"activation": activation, "prefetch_weight": True}
+        return int4fp8_gemm(xq, self.packed, x_scale, self.bias, out_dtype, **options)
 
     def get_extra_state(self) -> Tensor:
         """What the packed bytes mean; a tensor, so that safetensors can hold it."""
