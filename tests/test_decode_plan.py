@@ -124,6 +124,17 @@ def test_sms_finish_together(name: str) -> None:
         assert found.shared >= (few if tokens <= 32 else many), (layer, tokens)
 
 
+def test_activations_that_are_not_shared_cost_more() -> None:
+    """Experts have their own: no split is taken for the sake of keeping them."""
+    assert wlib_probe.int4fp8_decode_plan(896, 64, 64, RESIDENT[0])[0] > 0
+    assert wlib_probe.int4fp8_decode_plan(896, 64, 64, RESIDENT[0], shared=False)[0] == 0
+    kept, again = (
+        wlib_probe.int4fp8_decode_cost(896, 64, 64, 8, 16, shared=shared)
+        for shared in (True, False)
+    )
+    assert kept < again
+
+
 def test_a_split_that_keeps_the_activations_is_preferred() -> None:
     """Splits 1 and 8 leave as many tiles per SM here, but 64 tokens of 64 tiles fit only with 8."""
     assert wlib_probe.int4fp8_decode_plan(896, 64, 8, RESIDENT[0])[0] == 0

@@ -41,6 +41,31 @@ def test_the_cheapest_kernel_is_taken(m: int, n: int, k: int) -> None:
     assert wlib_probe.int4fp8_large_plan(m, n, k, SMS) == min(costs, key=lambda c: costs[c])
 
 
+@pytest.mark.parametrize("experts", [1, 8, 128])
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_experts_count_half_a_token_tile_each(n: int, k: int, experts: int) -> None:
+    for m in TOKENS:
+        costs = {
+            "cooperative 256x128": cooperative_cost(m + 64 * experts, n, k, 2),
+            "cooperative 128x128": cooperative_cost(m + 64 * experts, n, k, 1),
+            "decode": decode_cost(m + 32 * experts, n, k),
+        }
+        plan = wlib_probe.int4fp8_large_plan(m, n, k, SMS, experts)
+        assert plan == min(costs, key=lambda c: costs[c])
+
+
+def test_experts_are_planned_by_twice_their_average() -> None:
+    for m, experts, tokens in (
+        (5, 0, 5),
+        (2, 8, 1),
+        (8, 8, 2),
+        (33, 8, 9),
+        (256, 8, 64),
+        (1, 1, 2),
+    ):
+        assert wlib_probe.int4fp8_planned_tokens(m, experts) == tokens
+
+
 def test_plan_of_llama_shapes() -> None:
     """Many tokens never re-read the weights; `pytest -s` prints the table."""
     for shape in (*load_suite("llama3-8b").shapes, *load_suite("llama3-70b").shapes):

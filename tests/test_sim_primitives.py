@@ -17,8 +17,9 @@ CHECKS = {
     "bulk-copy", "cluster", "deadlock", "exit", "global-bounds", "global-race", "global-readonly",
     "global-uninitialised", "grid-dependency", "mbarrier", "mbarrier-object", "mbarrier-tx",
     "misaligned", "named-barrier", "proxy-fence", "registers", "smem-bounds",
-    "smem-overwrite-store", "smem-overwrite-wgmma", "smem-race", "smem-race-copy", "smem-uninitialised", "warp-divergence",
-    "wgmma-descriptor", "wgmma-divergence", "wgmma-fence", "wgmma-register", "wgmma-wait",
+    "smem-overwrite-store", "smem-overwrite-wgmma", "smem-race", "smem-race-copy",
+    "smem-uninitialised", "warp-divergence", "wgmma-descriptor", "wgmma-divergence",
+    "wgmma-fence", "wgmma-register", "wgmma-wait",
 }  # fmt: skip
 
 

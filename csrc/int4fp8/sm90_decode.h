@@ -71,6 +71,7 @@ WLIB_DEVICE int prefetch_weights(DecodeSmem<C>& s, const DecodeParams& p, int ra
   const DecodeItem item(p, s.experts, rank, first_item(p), C::kTokens);
   const uint8_t* tiles = rows_of<C>(p, item);
   int k = item.first_tile;
+  WLIB_NO_UNROLL
   for (int stage = 0; stage < C::kStages; ++stage) {
     for (int g = 0; g < C::kConsumers; ++g, ++k) {
       if (k >= item.end_tile) return k;

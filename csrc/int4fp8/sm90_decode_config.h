@@ -39,7 +39,7 @@ bool make_decode_params(const GemmParams& g, int split_log2, DecodeParams* p) {
   *p = {};
   const bool ok = make_kernel_params(g, C::kTokens, p);
   p->split_log2 = split_log2;
-  p->x_resident = p->token_blocks == 1 && !g.expert_offsets &&
+  p->x_resident = p->token_blocks == 1 &&
                   activations_fit(p->k_tiles, 1 << split_log2, C::kConsumers, C::kStages);
   p->prefetch_weight = g.prefetch_weight;
   return ok;

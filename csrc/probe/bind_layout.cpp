@@ -100,19 +100,19 @@ py::array_t<uint8_t> pack(const Weight& w) {
 }
 
 // clusters[i]: how many clusters of 2^i CTAs run at once.
-std::pair<int, int> plan(int row_blocks, int k_tiles, int tokens,
-                         const std::vector<int>& clusters) {
+std::pair<int, int> plan(int row_blocks, int k_tiles, int tokens, const std::vector<int>& clusters,
+                         bool shared) {
   int4fp8::DecodePlan plan;
   const auto resident = [&](int split, int* count) {
     *count = clusters.at(std::bit_width(unsigned(split)) - 1);
     return 0;
   };
-  int4fp8::plan_decode(row_blocks, k_tiles, tokens, resident, &plan);
+  int4fp8::plan_decode(row_blocks, k_tiles, tokens, resident, &plan, shared);
   return {plan.split_log2, plan.clusters};
 }
 
-const char* large_plan(int64_t m, int64_t n, int64_t k, int sms) {
-  switch (int4fp8::plan_large(m, n, k, sms)) {
+const char* large_plan(int64_t m, int64_t n, int64_t k, int sms, int64_t experts) {
+  switch (int4fp8::plan_large(m, n, k, sms, experts)) {
     case int4fp8::LargeKernel::kCooperative1: return "cooperative 128x128";
     case int4fp8::LargeKernel::kCooperative2: return "cooperative 256x128";
     default: return "decode";
@@ -141,9 +141,13 @@ void bind_layout(py::module_& m) {
     return pack(
         {codes, scale, zero, channel_scale, int(codes.shape(0)), int(codes.shape(1)), group_size});
   });
-  m.def("int4fp8_decode_plan", &plan);
-  m.def("int4fp8_decode_cost", &int4fp8::decode_cost);
-  m.def("int4fp8_large_plan", &large_plan);
+  m.def("int4fp8_decode_plan", &plan, py::arg("row_blocks"), py::arg("k_tiles"), py::arg("tokens"),
+        py::arg("clusters"), py::arg("shared") = true);
+  m.def("int4fp8_decode_cost", &int4fp8::decode_cost, py::arg("row_blocks"), py::arg("k_tiles"),
+        py::arg("tokens"), py::arg("split"), py::arg("clusters"), py::arg("shared") = true);
+  m.def("int4fp8_large_plan", &large_plan, py::arg("m"), py::arg("n"), py::arg("k"), py::arg("sms"),
+        py::arg("experts") = 0);
+  m.def("int4fp8_planned_tokens", &int4fp8::planned_tokens);
 }
 
 }  // namespace wlib::probe

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .atoms import atoms_reconstruct
+from .experts import int4fp8_gemm_grouped, pack_experts
 from .info import info
 from .int4fp8 import int4fp8_gemm
 from .quantizer import fp8_quantize
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_device(device: str, seconds: float, seed: int) -> int:
     checks: dict[str, Callable[[torch.Generator, str], str]] = {
         "int4fp8_gemm": _check_gemm,
+        "int4fp8_gemm_grouped": _check_grouped,
         "fp8_quantize": _check_quantize,
         "rebuild": _check_rebuild,
         "atoms_reconstruct": _check_atoms,
@@ -104,6 +106,29 @@ def _check_gemm(generator: torch.Generator, device: str) -> str:
     return _difference(
         y, expected.to(out_dtype), f"m={m}, n={n}, k={k}, group_size={group_size}, {out_dtype}"
     )
+
+
+def _check_grouped(generator: torch.Generator, device: str) -> str:
+    """A few experts, empty ones among them."""
+    n, index = _draw(_SIZES_N, generator), _draw(tuple(range(len(_K_AND_GROUP))), generator)
+    k, group_size = _K_AND_GROUP[index]
+    options = {"zero_point": bool(torch.randint(2, (), generator=generator))}
+    counts = [_draw((0, *_SIZES_M), generator) for _ in range(_draw((1, 2, 5), generator))]
+    problems = [exact.problem(m, n, k, group_size, **options, generator=generator) for m in counts]
+    x, x_scale = (torch.cat([one[i] for one in problems]) for i in (0, 1))
+    weights, bias = [one.weight for one in problems], torch.stack([one.bias for one in problems])
+    expected = reference.int4fp8_gemm_grouped(x, weights, x_scale, counts, bias).y
+    out_dtype = _draw_dtype(generator)
+    y = int4fp8_gemm_grouped(
+        x.to(device),
+        pack_experts(weights).to(device),
+        x_scale.to(device),
+        torch.tensor([0, *counts]).cumsum(0).to(device),
+        bias.to(device),
+        out_dtype,
+    ).cpu()
+    where = f"tokens={counts}, n={n}, k={k}, group_size={group_size}, {out_dtype}"
+    return _difference(y, expected.to(out_dtype), where)
 
 
 def _check_quantize(generator: torch.Generator, device: str) -> str:

@@ -48,8 +48,12 @@ class Int4Fp8Experts(nn.Module):
 
     def __init__(self, gate_up: PackedInt4Experts, down: PackedInt4Experts) -> None:
         super().__init__()
-        expected = [gate_up.experts, gate_up.k, gate_up.n / 2]
+        expected = [gate_up.experts, gate_up.k, gate_up.n // 2]
         found = [down.experts, down.n, down.k]
+        if gate_up.n % 2:
+            refuse(
+                _NAME, "gate_up with an even n, rows of gate and up in turn", gate_up.n, "gate_up"
+            )
         if found != expected:
             refuse(_NAME, f"down with [experts, n, k] = {expected}", found, "down")
         check_device(_NAME, "down", down.data, gate_up.data.device)
@@ -125,6 +129,7 @@ class Int4Fp8Experts(nn.Module):
         check_shape(_NAME, "topk_ids", topk_ids, [*x.shape[:-1], *topk_ids.shape[-1:]])
         check_shape(_NAME, "topk_weights", topk_weights, topk_ids.shape)
         check_dtype(_NAME, "x", x, torch.float32, torch.float16, torch.bfloat16)
+        check_shape(_NAME, "x", x, [*x.shape[:-1], gate_up.k])
         top_k = topk_ids.shape[-1]
         routing = sort_by_expert(topk_ids.reshape(-1, top_k), gate_up.experts)
         xq, xs = fp8_quantize(x.reshape(-1, gate_up.k))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -115,3 +116,33 @@ def _silu_mul(v: Tensor, magnitude: Tensor) -> tuple[Tensor, Tensor]:
     y = silu * up
     from_gate = 1.1 * gate_magnitude * (up.abs() + 2.0**-8 * up_magnitude)
     return y, from_gate + silu.abs() * up_magnitude + y.abs()
+
+
+def int4fp8_gemm_grouped(
+    xq: Tensor,
+    weights: Sequence[Int4Weight],
+    xs: Tensor,
+    counts: Sequence[int],
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+    out_scale: Tensor | None = None,
+) -> Reference:
+    """`int4fp8_gemm` of each expert e with its counts[e] tokens; bias is None or [E, N]."""
+    parts = []
+    first = 0
+    for expert, (weight, count) in enumerate(zip(weights, counts, strict=True)):
+        rows = slice(first, first + count)
+        one = int4fp8_gemm(
+            xq[rows],
+            weight,
+            xs[rows],
+            None if bias is None else bias[expert],
+            residual=None if residual is None else residual[rows],
+            activation=activation,
+            out_scale=out_scale,
+        )
+        parts.append(one)
+        first += count
+    return Reference(torch.cat([p.y for p in parts]), torch.cat([p.magnitude for p in parts]))
