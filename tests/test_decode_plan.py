@@ -124,6 +124,46 @@ def test_sms_finish_together(name: str) -> None:
         assert found.shared >= (few if tokens <= 32 else many), (layer, tokens)
 
 
+class Mixture(NamedTuple):
+    experts: int
+    top_k: int
+    hidden: int
+    ffn: int
+
+
+MIXTURES = {
+    "mixtral-8x7b": Mixture(8, 2, 4096, 14336),
+    "mixtral-8x22b": Mixture(8, 2, 6144, 16384),
+    "qwen3-30b-a3b": Mixture(128, 8, 2048, 768),
+    "qwen3-235b-a22b": Mixture(128, 8, 4096, 1536),
+    "deepseek-v3": Mixture(256, 8, 7168, 2048),
+    "gpt-oss-120b": Mixture(128, 4, 2880, 2880),
+}
+UNBALANCED_MIXTURES = {("gpt-oss-120b", 1): 0.86, ("gpt-oss-120b", 4): 0.90}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_sms_finish_together_with_experts(name: str) -> None:
+    """Every expert that can have a token has some, no more than a tile."""
+    mixture = MIXTURES[name]
+    layers = {
+        "gate_up": (2 * mixture.ffn, mixture.hidden),
+        "down": (mixture.hidden, mixture.ffn),
+    }
+    for (layer, (n, k)), m in itertools.product(layers.items(), (1, 4, 16, 64)):
+        tokens = m * mixture.top_k
+        planned = wlib_probe.int4fp8_planned_tokens(tokens, mixture.experts)
+        tile = next(size for size in CONSUMERS if planned <= size)
+        items, k_tiles = -(-n // 64) * min(mixture.experts, tokens), -(-k // 128)
+        log2, clusters = wlib_probe.int4fp8_decode_plan(
+            items, k_tiles, tile, RESIDENT[0], shared=False
+        )
+        longest = math.ceil(items / clusters) * math.ceil(k_tiles / 2**log2)
+        found = items * k_tiles / SMS / longest
+        print(f"{name:16} {layer:8} M={m:2} tile {tile:2} split {2**log2} balance {found:.2f}")
+        assert found >= UNBALANCED_MIXTURES.get((name, m), 0.96), (layer, m)
+
+
 def test_activations_that_are_not_shared_cost_more() -> None:
     """Experts have their own: no split is taken for the sake of keeping them."""
     assert wlib_probe.int4fp8_decode_plan(896, 64, 64, RESIDENT[0])[0] > 0

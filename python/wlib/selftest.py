@@ -115,7 +115,8 @@ def _check_grouped(generator: torch.Generator, device: str) -> str:
     options = {"zero_point": bool(torch.randint(2, (), generator=generator))}
     counts = [_draw((0, *_SIZES_M), generator) for _ in range(_draw((1, 2, 5), generator))]
     problems = [exact.problem(m, n, k, group_size, **options, generator=generator) for m in counts]
-    x, x_scale = (torch.cat([one[i] for one in problems]) for i in (0, 1))
+    x = torch.cat([one.x for one in problems])
+    x_scale = torch.cat([one.x_scale for one in problems])
     weights, bias = [one.weight for one in problems], torch.stack([one.bias for one in problems])
     expected = reference.int4fp8_gemm_grouped(x, weights, x_scale, counts, bias).y
     out_dtype = _draw_dtype(generator)

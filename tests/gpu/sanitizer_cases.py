@@ -1,4 +1,4 @@
-"""Small problems for compute-sanitizer: one kernel launch per case and nothing of torch in between.
+"""Small problems for compute-sanitizer: a few launches per case and nothing of torch in between.
 
 Usage: python sanitizer_cases.py [cuda | cpu]
 """
@@ -6,7 +6,7 @@ Usage: python sanitizer_cases.py [cuda | cpu]
 import sys
 
 import torch
-from gpu_problems import exact_problem
+from gpu_problems import Problem, exact_problem
 
 import wlib
 
@@ -19,6 +19,15 @@ CASES = (  # m, n, k, group_size, zero_point
     (64, 200, 512, 128, False),
     (70, 64, 256, 64, False),
 )
+
+
+def grouped_is_right(problem: Problem, device: str) -> bool:
+    """Three experts with the same weight: the first without tokens, the second with one."""
+    stack = wlib.pack_experts([problem.weight] * 3).to(device)
+    offsets = torch.tensor([0, 0, 1, len(problem.x)]).to(device)
+    x, x_scale = problem.x.to(device), problem.x_scale.to(device)
+    y = wlib.int4fp8_gemm_grouped(x, stack, x_scale, offsets)
+    return torch.equal(y.cpu(), problem.expected())
 
 
 def main(device: str) -> int:
@@ -36,6 +45,7 @@ def main(device: str) -> int:
         right = torch.equal(y.cpu(), problem.expected()) and torch.equal(
             codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8)
         )
+        right = right and grouped_is_right(problem, device)
         wrong += not right
         print(f"M={m} N={n} K={k} G={group_size}: {'right' if right else 'WRONG'}", flush=True)
     return int(wrong > 0)
