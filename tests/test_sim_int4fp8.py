@@ -44,6 +44,7 @@ def draw_case(rng: np.random.Generator, instance: Instance) -> Case:
     m = int(rng.integers(1, 2 * tokens if tokens < 32 else tokens + 1))
     n = int(rng.choice([1, 7, 8, 63, 64, 65, 72, 130, 194]))
     options = {
+        "prefetch_weight": bool(m % 2),
         "seed": int(rng.integers(1 << 30)),
         "schedule": str(rng.choice(["random", "random", "round_robin"])),
         "timing": str(rng.choice(["random", "random", "eager", "lazy"])),
