@@ -1,11 +1,20 @@
 // wlib::append_kv_int4 and wlib::quantize_q_fp8: check every argument, fill the parameters.
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
 #include "prefill/cpu.h"
+#include "prefill/cuda.h"
 #include "prefill/ops.h"
 #include "torch/checks.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 #include "wlib/layout/int4_kv.h"
+
+#ifdef WLIB_HAS_CUDA
+#define WLIB_CUDA(launcher) launcher
+#else
+#define WLIB_CUDA(launcher) nullptr
+#endif
 
 namespace wlib::prefill {
 namespace {
@@ -32,6 +41,22 @@ void check_factors(const Checker& check, const std::optional<Tensor>& factors, c
   check.shape(*factors, name, shape);
   check.same_device(*factors, name, like, like_name);
   check.contiguous(*factors, name);
+}
+
+// On the CPU by `cpu`, else by `cuda` on the current stream of x's device.
+template <class Params>
+void run(const Checker& check, const Tensor& x, const Params& p, void (*cpu)(const Params&),
+         [[maybe_unused]] const char* (*cuda)(const Params&, int, void*)) {
+  if (x.is_cpu()) return cpu(p);
+  if (!x.is_cuda()) check.no_kernel("device " + Checker::device_text(x) + " (rows: cpu, cuda)");
+#ifdef WLIB_HAS_CUDA
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  if (const char* error = cuda(p, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+#else
+  check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
 }
 
 const float* floats(const std::optional<Tensor>& t) {
@@ -98,13 +123,18 @@ void append_kv(const Tensor& k, const Tensor& v, const Tensor& slot_mapping, con
     p.k_stride[i] = k.strides()[i];
     p.v_stride[i] = v.strides()[i];
   }
-  if (!k.is_cpu()) check.no_kernel("device " + Checker::device_text(k) + " (rows: cpu)");
-  check_slots(check, p);
+  if (k.is_cpu()) check_slots(check, p);
+  for (const auto& [pointer, name] : {std::pair<const void*, const char*>{p.mean, "k_mean"},
+                                      {p.smooth, "k_smooth"},
+                                      {k_cache.const_data_ptr(), "k_cache"},
+                                      {v_cache.const_data_ptr(), "v_cache"}}) {
+    if (k.is_cuda()) check.aligned(pointer, name, 16);
+  }
   p.k_cache = static_cast<uint8_t*>(k_cache.mutable_data_ptr());
   p.v_cache = static_cast<uint8_t*>(v_cache.mutable_data_ptr());
   p.k_scale = static_cast<float*>(k_scale.mutable_data_ptr());
   p.v_scale = static_cast<float*>(v_scale.mutable_data_ptr());
-  append_cpu(p);
+  if (p.tokens > 0 && p.heads > 0) run(check, k, p, append_cpu, WLIB_CUDA(append_cuda));
 }
 
 std::tuple<Tensor, Tensor> quantize_queries(const Tensor& q, std::optional<Tensor> k_smooth,
@@ -133,18 +163,23 @@ std::tuple<Tensor, Tensor> quantize_queries(const Tensor& q, std::optional<Tenso
                 "one of them");
   check_factors(check, cos, "cos", p.tokens, p.head_dim / 2, q, "q");
   check_factors(check, sin, "sin", p.tokens, p.head_dim / 2, q, "q");
-  if (!q.is_cpu()) check.no_kernel("device " + Checker::device_text(q) + " (rows: cpu)");
+  p.smooth = floats(k_smooth);
+  p.cos = floats(cos);
+  p.sin = floats(sin);
+  for (const auto& [pointer, name] : {std::pair<const void*, const char*>{p.smooth, "k_smooth"},
+                                      {p.cos, "cos"},
+                                      {p.sin, "sin"}}) {
+    if (q.is_cuda()) check.aligned(pointer, name, 16);
+  }
 
   const Tensor codes = new_empty(q, sizes_of(q), ScalarType::Float8_e4m3fn);
   const Tensor scale = new_empty(q, sizes_of(q).first(2), ScalarType::Float);
   p.q = q.const_data_ptr();
-  p.smooth = floats(k_smooth);
-  p.cos = floats(cos);
-  p.sin = floats(sin);
   for (int i = 0; i < 2; ++i) p.stride[i] = q.strides()[i];
   p.codes = static_cast<uint8_t*>(codes.mutable_data_ptr());
   p.scale = static_cast<float*>(scale.mutable_data_ptr());
-  quantize_queries_cpu(p);
+  if (p.tokens > 0 && p.heads > 0)
+    run(check, q, p, quantize_queries_cpu, WLIB_CUDA(quantize_queries_cuda));
   return {codes, scale};
 }
 

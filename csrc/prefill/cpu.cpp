@@ -12,6 +12,7 @@
 #include "cpu_isa.h"
 #include "prefill/cpu_kernels.h"
 #include "wlib/numerics/e4m3.h"
+#include "wlib/numerics/rope.h"
 
 namespace wlib::prefill {
 namespace avx512vnni {
@@ -268,7 +269,7 @@ void quantize_queries_cpu(const QuantizeQueriesParams& p) {
         if (p.cos) {  // channels d and d + half turn into each other
           const float c = p.cos[token * half + d % half], s = p.sin[token * half + d % half];
           const float partner = d < half ? -x[d + half] : x[d - half];
-          q[d] = x[d] * c + partner * s;
+          q[d] = rotate(x[d], partner, c, s);
         }
         if (p.smooth) q[d] /= p.smooth[kv_head * p.head_dim + d];
       }

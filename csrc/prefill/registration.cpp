@@ -1,4 +1,5 @@
-// Family prefill: INT4 keys and values, FP8 queries. Schemas, implementations and dispatch tables of its ops.
+// Family prefill: INT4 keys and values, FP8 queries. Schemas, implementations and dispatch tables
+// of its ops.
 #include <torch/csrc/stable/library.h>
 
 #include "prefill/ops.h"
@@ -33,8 +34,11 @@ STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
 
 WLIB_EXPORT const char* wlib_prefill_dispatch() {
   static const std::string table = dispatch_table({
-      {"append_kv_int4", "cpu: one token at a time\n"},
-      {"quantize_q_fp8", "cpu: one token and head at a time\n"},
+      {"append_kv_int4", "cpu: one token at a time\n" WLIB_CUDA_ROWS(
+                             "sm_90a: sm90_append, a block of 64 slots at a time\n")},
+      {"quantize_q_fp8",
+       "cpu: one token and head at a time\n" WLIB_CUDA_ROWS(
+           "sm_90a: sm90_quantize_queries, one token and head per head_dim / 8 threads\n")},
       {"attention_prefill", "cpu: 64 rows by 64 keys, float32\n"},
   });
   return table.c_str();

@@ -16,6 +16,15 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
+// Index of the lowest bit that is set; there is one.
+WLIB_DEVICE int lowest_bit(uint32_t bits) {
+#if WLIB_ON_DEVICE
+  return __ffs(int(bits)) - 1;
+#else
+  return __builtin_ctz(bits);
+#endif
+}
+
 // The larger of two numbers that are not negative; NaN beats every number.
 WLIB_DEVICE float max_or_nan(float a, float b) {
 #if WLIB_ON_DEVICE
