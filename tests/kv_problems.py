@@ -46,11 +46,11 @@ class AppendCase:
 
     def expected(self) -> list[Array]:
         k, v, k_scale, v_scale = map(torch.from_numpy, self.cache())
-        mean, smooth = (None if a is None else torch.from_numpy(a) for a in (self.mean, self.smooth))
-        tokens = as_torch(self.k), as_torch(self.v), torch.from_numpy(self.slots)
-        torch.ops.wlib.append_kv_int4(
-            *tokens, k, v, k_scale, v_scale, k_mean=mean, k_smooth=smooth
+        mean, smooth = (
+            None if a is None else torch.from_numpy(a) for a in (self.mean, self.smooth)
         )
+        tokens = as_torch(self.k), as_torch(self.v), torch.from_numpy(self.slots)
+        torch.ops.wlib.append_kv_int4(*tokens, k, v, k_scale, v_scale, k_mean=mean, k_smooth=smooth)
         return [as_numpy(tensor) for tensor in (k, v, k_scale, v_scale)]
 
     def simulate(self) -> tuple[list[Array], list[Any]]:

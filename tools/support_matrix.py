@@ -99,7 +99,17 @@ def _simulated_atoms() -> Iterator[str]:
     yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
 
 
-SIMULATED = {"int4fp8": _simulated_int4fp8, "atoms": _simulated_atoms}
+def _simulated_prefill() -> Iterator[str]:
+    types = ("__half", "__nv_bfloat16", "float")
+    for kernel in ("append", "quantize_queries"):
+        yield from (f"{kernel}_kernel<{t}, {dim}>" for t in types for dim in (64, 128, 256))
+
+
+SIMULATED = {
+    "int4fp8": _simulated_int4fp8,
+    "prefill": _simulated_prefill,
+    "atoms": _simulated_atoms,
+}
 
 
 def simulated_kernels() -> set[str]:

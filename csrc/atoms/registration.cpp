@@ -1,4 +1,5 @@
-// Family atoms: weights from shared atoms, small factors, cores or a seed. Schemas, implementations and dispatch tables of its ops.
+// Family atoms: weights from shared atoms, small factors, cores or a seed. Schemas, implementations
+// and dispatch tables of its ops.
 #include <torch/csrc/stable/library.h>
 
 #include "atoms/ops.h"
@@ -46,12 +47,10 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
        "cpu, any form: one row of the weight at a time\n" WLIB_CUDA_ROWS(
            "sm_90a, any form: sm90_rebuild, tiles of 64 x 128, all layers in one launch\n")},
       {"atoms_reconstruct", "cpu: blocks of 256 elements of all layers\n"},
-      {"atoms_reconstruct_backward",
-       "cpu: blocks of 256 elements of all layers, both gradients\n"},
+      {"atoms_reconstruct_backward", "cpu: blocks of 256 elements of all layers, both gradients\n"},
       {"atoms_combine", "cpu: blocks of 256 elements of all lists\n"},
-      {"prng_expand",
-       "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
-           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
+      {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
+                          "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
       {"prng_project", "cpu, any dist: one basis at a time\n"},
   });
   return table.c_str();

@@ -1,4 +1,5 @@
-// Family fp4: FP4 operands of training matmuls. Schemas, implementations and dispatch tables of its ops.
+// Family fp4: FP4 operands of training matmuls. Schemas, implementations and dispatch tables of its
+// ops.
 #include <torch/csrc/stable/library.h>
 
 #include "fp4/ops.h"

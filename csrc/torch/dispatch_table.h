@@ -1,5 +1,5 @@
-// The dispatch tables of a family's ops as one text, read by python/wlib/info.py through ctypes: a line `op: row`
-// for each row, in the order in which the rows are tried.
+// The dispatch tables of a family's ops as one text, read by python/wlib/info.py through ctypes: a
+// line `op: row` for each row, in the order in which the rows are tried.
 #pragma once
 
 #include <initializer_list>
