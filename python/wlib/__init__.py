@@ -2,7 +2,7 @@
 
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
-from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
+from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, fp4_signs, hadamard
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
 from .prefill import (
@@ -34,6 +34,7 @@ __all__ = [
     "fp4_matmul",
     "fp4_quantize",
     "fp4_requantize_t",
+    "fp4_signs",
     "fp8_group_sums",
     "fp8_quantize",
     "hadamard",
