@@ -117,6 +117,20 @@ def _saved(x: Tensor, six: Six, rng: Tensor, recipe: FP4Recipe) -> tuple[Tensor,
     return tuple(x.new_empty(0, dtype=torch.uint8) if t is None else _octets(t) for t in tensors)
 
 
+# One op, because a compiler may read a plain copy of the state after it has been counted up.
+@torch.library.custom_op("wlib::fp4_next", mutates_args=("state",))
+def fp4_next_op(state: Tensor) -> Tensor:
+    """The state int64 [2] as it is; then counts its step up."""
+    now = state.clone()
+    state[1].add_(1)
+    return now
+
+
+@fp4_next_op.register_fake
+def _next_fake(state: Tensor) -> Tensor:
+    return torch.empty_like(state)
+
+
 @torch.library.custom_op("wlib::fp4_linear", mutates_args=())
 def fp4_linear_op(
     x: Tensor,

@@ -71,9 +71,7 @@ def fp4_linear(
     if state is None:
         rng = torch.zeros(2, dtype=torch.int64, device=x.device)
     else:
-        rng = state.clone()
-        if torch.is_grad_enabled():
-            state[1].add_(1)
+        rng = torch.ops.wlib.fp4_next(state) if torch.is_grad_enabled() else state
     flat = x.reshape(-1, x.shape[-1])
     y = torch.ops.wlib.fp4_linear(flat, w, bias, quantized, rng, chosen.text, out_dtype)[0]  # type: ignore[attr-defined]
     result: Tensor = y.view(*x.shape[:-1], w.shape[0])
