@@ -307,6 +307,13 @@ def test_matmul_is_exact_where_float32_is(mode: str) -> None:
     assert torch.equal(y.double(), 2 * a.double() @ b.double().T)
 
 
+def test_matmul_holds_b_in_parts() -> None:
+    a, b = (wlib.fp4_quantize(torch.randn(rows, 1 << 15)) for rows in (3, 70))
+    y = wlib.fp4_matmul(a, b, out_dtype=torch.float32)
+    exact = a.dequantize().double() @ b.dequantize().double().T
+    assert ((y - exact).abs() <= 1e-4 * exact.abs() + 1e-2).all()
+
+
 def test_matmul_of_nothing() -> None:
     empty, some = wlib.fp4_quantize(torch.zeros(0, 64)), wlib.fp4_quantize(torch.ones(3, 64))
     assert wlib.fp4_matmul(empty, some).shape == (0, 3)

@@ -182,7 +182,7 @@ def test_products_are_unbiased(
     format: str, rule: str, rounding: str, size: int, alpha: float, slope: float, last: float,
     heavy: bool,
 ) -> None:  # fmt: skip
-    """Averaged over 256 draws of signs and bits: slope 1, and an error that falls like 1 / draws."""
+    """Over 256 draws of signs and bits: slope 1, and an error that falls like 1 / draws."""
     torch.manual_seed(1)
     spread, tokens = torch.exp(torch.randn(512)), torch.exp(torch.randn(64, 1))
     x, w = torch.randn(64, 512), torch.randn(64, 512)
@@ -215,5 +215,6 @@ def test_square_blocks_survive_the_transpose() -> None:
     assert torch.equal(turned.dequantize(), q.dequantize().T)
     assert not torch.equal(wlib.fp4_requantize_t(q, "nvfp4").dequantize(), q.dequantize().T)
     # The last rows may fill less than a square.
-    assert torch.equal(wlib.fp4_quantize(w[:64], "nvfp4", square=True, global_scale=top).codes,
-                       wlib.fp4_quantize(w[:72], "nvfp4", square=True, global_scale=top).codes[:64])  # fmt: skip
+    part, more = (wlib.fp4_quantize(w[:rows], "nvfp4", square=True, global_scale=top)
+                  for rows in (64, 72))  # fmt: skip
+    assert torch.equal(part.codes, more.codes[:64])

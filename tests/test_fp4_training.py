@@ -220,6 +220,12 @@ def test_the_weight_is_quantised_once_per_step(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(2):
         torch.func.functional_call(layer, {"weight": torch.zeros(32, 64)}, (x,))
     assert len(calls) == before + 2
+    layer.load_state_dict(other.state_dict())
+    assert torch.equal(other(x), layer(x))
+    version = layer.weight._version
+    layer.weight.data = torch.ones(32, 64)  # other memory under the same version
+    assert layer.weight._version == version
+    assert not torch.equal(other(x), layer(x))
     layer.weight = nn.Parameter(torch.zeros(32, 64))
     assert torch.equal(layer(x), layer.bias.expand(8, 32))
 

@@ -90,7 +90,9 @@ class FP4Recipe:
         if rounding == "stochastic" and self.grad_scale_rule == "four_over_six":
             refuse(_NAME, "'amax' for 'stochastic'", "'four_over_six'", "grad_scale_rule")
         if self.square_weight and not (nv and self.grad_scale_rule == "amax"):
-            refuse(_NAME, "'amax' of nvfp4 for square blocks", self.grad_scale_rule, "square_weight")
+            refuse(
+                _NAME, "'amax' of nvfp4 for square blocks", self.grad_scale_rule, "square_weight"
+            )
         if self.square_weight and (self.hadamard or self.dgrad_hadamard or self.round_all):
             refuse(_NAME, "no rotation and no rounding of W", "square blocks", "square_weight")
         if self.mask and not self.requantize_x:

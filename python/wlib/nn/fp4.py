@@ -127,7 +127,7 @@ class FP4Linear(nn.Linear):
         return {name: value for name, value in self.__dict__.items() if name != "_quantized"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.forget_quantized()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FP4Linear:
