@@ -210,7 +210,7 @@ def table(runs: list[Run]) -> Table:
     base = [run.validation for run in runs if run.recipe == BASE]
     noise = f"{statistics.stdev(base):.4f}" if len(base) > 1 else "one seed"
     result = Table("recipe", "training", "held out", "gap to bf16", "in %", "per seed", "s per run",
-                   title=f"loss in nats per byte; bf16 differs by {noise} between seeds (stdev)")  # fmt: skip
+                   title=f"loss in nats per byte; stdev of bf16 between seeds: {noise}")  # fmt: skip
     for recipe in dict.fromkeys(run.recipe for run in runs):
         own, found = [run for run in runs if run.recipe == recipe], gaps(runs, recipe)
         gap = statistics.fmean(found)

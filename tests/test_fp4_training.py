@@ -217,8 +217,9 @@ def test_the_weight_is_quantised_once_per_step(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
     # Another tensor in the parameter's place, as FSDP has it, is never looked up by its version.
     before = len(calls)
+    unsharded = torch.zeros(32, 64)
     for _ in range(2):
-        torch.func.functional_call(layer, {"weight": torch.zeros(32, 64)}, (x,))
+        torch.func.functional_call(layer, {"weight": unsharded}, (x,))
     assert len(calls) == before + 2
     layer.load_state_dict(other.state_dict())
     assert torch.equal(other(x), layer(x))
@@ -266,6 +267,16 @@ def test_autocast_and_dtypes(dtype: torch.dtype) -> None:
     x16 = torch.randn(8, 64, dtype=dtype, requires_grad=True)
     half(x16).sum().backward()
     assert x16.grad.dtype == half.weight.grad.dtype == dtype  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_of_the_bias(dtype: torch.dtype) -> None:
+    layer, dy = FP4Linear(64, 32, dtype=dtype), torch.randn(100, 32, dtype=dtype)
+    layer(torch.randn(100, 64, dtype=dtype)).backward(dy)
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.dtype == dtype
+    expected = dy.double().sum(dim=0)
+    torch.testing.assert_close(layer.bias.grad.double(), expected, rtol=2e-2, atol=1e-4)
 
 
 def test_only_what_is_wanted_gets_a_gradient() -> None:

@@ -130,9 +130,9 @@ class FP4Recipe:
     @property
     def is_random(self) -> bool:
         """Whether a call draws signs or roundings."""
-        fp4 = [size for size, gemm in ((self.dgrad_hadamard, self.dgrad),
-                                       (self.wgrad_hadamard, self.wgrad)) if gemm == "fp4"]  # fmt: skip
-        return any(fp4) or (bool(fp4) and self.grad_rounding != "nearest")
+        gemms = (self.dgrad, self.dgrad_hadamard), (self.wgrad, self.wgrad_hadamard)
+        random = self.grad_rounding != "nearest"
+        return any(gemm == "fp4" and (size > 0 or random) for gemm, size in gemms)
 
 
 RECIPES = {
