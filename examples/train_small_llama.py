@@ -209,8 +209,9 @@ def table(runs: list[Run]) -> Table:
     """A row for each recipe; the noise is the deviation of BF16 over its seeds."""
     base = [run.validation for run in runs if run.recipe == BASE]
     noise = f"{statistics.stdev(base):.4f}" if len(base) > 1 else "one seed"
-    result = Table("recipe", "training", "held out", "gap to bf16", "in %", "per seed", "s per run",
-                   title=f"loss in nats per byte; stdev of bf16 between seeds: {noise}")  # fmt: skip
+    columns = ("recipe", "training", "held out", "gap to bf16", "in %", "per seed", "s per run")
+    title = f"loss in nats per byte; stdev of bf16 between seeds: {noise}"
+    result = Table(*columns, title=title)
     for recipe in dict.fromkeys(run.recipe for run in runs):
         own, found = [run for run in runs if run.recipe == recipe], gaps(runs, recipe)
         gap = statistics.fmean(found)

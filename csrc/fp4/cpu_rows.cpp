@@ -150,7 +150,7 @@ void quantize_nv(const float* row, const RowInputs& in, const RowOutputs& out) {
     const bool is_nan = scale == 0x7f;
     const float multiplier = scale == 0 || is_nan ? 0 : to_global / e4m3_to_float(scale);
     encode(x, multiplier, is_nan, in, (in.row * blocks + i) * kNvBlock, codes);
-    out.scales[i] = p.rounding != Rounding::kMsEden || is_nan
+    out.scales[i] = p.rounding != Rounding::kMsEden
                         ? scale
                         : correct(x, codes, scale, to_global, p.key(), in.row * blocks + i);
     if (out.codes) pack(codes, out.codes + i * kNvBlock / 2);
