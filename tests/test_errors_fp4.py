@@ -46,7 +46,15 @@ def fp4_matmul(**changed: Any) -> Any:
     return torch.ops.wlib.fp4_matmul(**arguments | changed)
 
 
+def fp4_linear(**changed: Any) -> Any:
+    """[4, 64] through a layer [8, 64], except for `changed`."""
+    arguments: dict[str, Any] = {"x": torch.zeros(4, 64), "w": torch.zeros(8, 64),
+                                 "state": torch.zeros(2, dtype=torch.int64)}  # fmt: skip
+    return wlib.fp4_linear(**arguments | changed)
+
+
 ONE = torch.ones(())
+FLOATS = "torch.float32 or torch.float16 or torch.bfloat16"
 NV_SCALES = torch.zeros(4, 4).to(FP8)
 FP4: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fp4, {"x": torch.zeros(64, 128, dtype=torch.float64)}, TypeError,
@@ -98,9 +106,90 @@ FP4: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (fp4, {"global_scale": torch.ones(1), "format": "nvfp4"}, ValueError,
      "::fp4_quantize: expected global_scale of shape [], got [1] (argument 'global_scale')"),
     (fp4, {"rounding": "up"}, ValueError,
-     ".fp4_quantize: expected rounding to be 'nearest', got 'up' (argument 'rounding')"),
-    (fp4, {"seed": ONE}, ValueError,
-     ".fp4_quantize: expected no seed for rounding 'nearest', got a seed (argument 'seed')"),
+     "::fp4_quantize: expected rounding to be one of 'nearest', 'stochastic', 'ms_eden', got 'up' "
+     "(argument 'rounding')"),
+    (fp4, {"seed": 1}, ValueError,
+     "::fp4_quantize: expected no seed for rounding 'nearest', got a seed (argument 'seed')"),
+    (fp4, {"rounding": "stochastic"}, ValueError,
+     "::fp4_quantize: expected a seed for rounding 'stochastic', got none (argument 'seed')"),
+    (fp4, {"rounding": "stochastic", "seed": ONE}, TypeError,
+     "::fp4_quantize: expected seed of dtype torch.int64, got torch.float32 (argument 'seed')"),
+    (fp4, {"rounding": "stochastic", "seed": torch.zeros(3, dtype=torch.int64)}, ValueError,
+     "::fp4_quantize: expected seed of shape [] or [2], got [3] (argument 'seed')"),
+    (fp4, {"rounding": "stochastic", "seed": strided(2, dtype=torch.int64)}, ValueError,
+     "::fp4_quantize: expected contiguous seed, got strides [2] (argument 'seed')"),
+    *((fp4, {"rounding": "stochastic", "seed": 1, "offset": offset}, ValueError,
+       f"::fp4_quantize: expected offset of 0 to 1073741823, got {offset} (argument 'offset')")
+      for offset in (-1, 1 << 30)),
+    (fp4, {"rounding": "ms_eden", "seed": 1}, ValueError,
+     "::fp4_quantize: expected scale_rule 'amax' of nvfp4 for rounding 'ms_eden', got 'even' "
+     "(argument 'rounding')"),
+    (fp4, {"rounding": "stochastic", "seed": 1, "format": "nvfp4",
+           "scale_rule": "four_over_six"}, ValueError,
+     "::fp4_quantize: expected rounding 'nearest' for 'four_over_six', got 'stochastic' "
+     "(argument 'rounding')"),
+    (fp4, {"square": True}, ValueError,
+     "::fp4_quantize: expected square blocks with 'amax' of nvfp4 and rounding 'nearest' only, "
+     "got 'even', 'nearest' (argument 'square')"),
+    (fp4, {"square": True, "format": "nvfp4", "rounding": "ms_eden", "seed": 1}, ValueError,
+     "::fp4_quantize: expected square blocks with 'amax' of nvfp4 and rounding 'nearest' only, "
+     "got 'amax', 'ms_eden' (argument 'square')"),
+    (wlib.fp4_signs, {"seed": ONE, "size": 32}, TypeError,
+     "::fp4_signs: expected seed of dtype torch.int64, got torch.float32 (argument 'seed')"),
+    (wlib.fp4_signs, {"seed": 1, "size": 8}, ValueError,
+     "::fp4_signs: expected size of 16, 32, 64 or 128, got 8 (argument 'size')"),
+    (fp4_linear, {"x": torch.zeros(4, 64, dtype=torch.int32)}, TypeError,
+     f".fp4_linear: expected x of dtype {FLOATS}, got torch.int32 (argument 'x')"),
+    (fp4_linear, {"w": torch.zeros(8, 64).double()}, TypeError,
+     f".fp4_linear: expected w of dtype {FLOATS}, got torch.float64 (argument 'w')"),
+    (fp4_linear, {"w": torch.zeros(64)}, ValueError,
+     ".fp4_linear: expected w of shape [N, K], got [64] (argument 'w')"),
+    (fp4_linear, {"x": torch.zeros(4, 32)}, ValueError,
+     ".fp4_linear: expected x of shape [..., 64], got [4, 32] (argument 'x')"),
+    (fp4_linear, {"w": torch.zeros(8, 64, device="meta")}, ValueError,
+     ".fp4_linear: expected w on cpu, got meta (argument 'w')"),
+    (fp4_linear, {"bias": torch.zeros(7)}, ValueError,
+     ".fp4_linear: expected bias of shape [8], got [7] (argument 'bias')"),
+    (fp4_linear, {"bias": torch.zeros(8).double()}, TypeError,
+     f".fp4_linear: expected bias of dtype {FLOATS}, got torch.float64 (argument 'bias')"),
+    (fp4_linear, {"state": None}, ValueError,
+     ".fp4_linear: expected a state for recipe 'wlib', got None (argument 'state')"),
+    (fp4_linear, {"state": torch.zeros(2)}, TypeError,
+     ".fp4_linear: expected state of dtype torch.int64, got torch.float32 (argument 'state')"),
+    (fp4_linear, {"state": torch.tensor(1)}, ValueError,
+     ".fp4_linear: expected state of shape [2], got [] (argument 'state')"),
+    (fp4_linear, {"recipe": "quartet3"}, ValueError,
+     ".FP4Recipe: expected name to be one of 'wlib', 'quartet', 'quartet_v1', 'quartet2', "
+     "'nvidia', got 'quartet3' (argument 'name')"),
+    (wlib.FP4Recipe, {"format": "fp4"}, ValueError,
+     ".FP4Recipe: expected format to be one of 'mxfp4', 'nvfp4', got 'fp4' (argument 'format')"),
+    (wlib.FP4Recipe, {"wgrad": "int8"}, ValueError,
+     ".FP4Recipe: expected wgrad to be one of 'fp4', 'fp8', 'bf16', got 'int8' "
+     "(argument 'wgrad')"),
+    (wlib.FP4Recipe, {"scale_rule": "amax"}, ValueError,
+     ".FP4Recipe: expected scale_rule to be one of 'even', 'floor', 'quest', 'quest_floor', "
+     "'three_quarters', got 'amax' (argument 'scale_rule')"),
+    (wlib.FP4Recipe, {"dgrad_hadamard": 48}, ValueError,
+     ".FP4Recipe: expected dgrad_hadamard to be one of 0, 16, 32, 64, 128, got 48 "
+     "(argument 'dgrad_hadamard')"),
+    (wlib.FP4Recipe, {"grad_rounding": "ms_eden"}, ValueError,
+     ".FP4Recipe: expected 'amax' of nvfp4 for 'ms_eden', got even (argument 'grad_rounding')"),
+    (wlib.FP4Recipe, {"format": "nvfp4", "scale_rule": "amax", "grad_rounding": "stochastic",
+                      "grad_scale_rule": "four_over_six"}, ValueError,
+     ".FP4Recipe: expected 'amax' for 'stochastic', got 'four_over_six' "
+     "(argument 'grad_scale_rule')"),
+    (wlib.FP4Recipe, {"square_weight": True}, ValueError,
+     ".FP4Recipe: expected 'amax' of nvfp4 for square blocks, got even "
+     "(argument 'square_weight')"),
+    (wlib.FP4Recipe, {"square_weight": True, "format": "nvfp4", "scale_rule": "amax",
+                      "grad_scale_rule": "amax"}, ValueError,
+     ".FP4Recipe: expected no rotation and no rounding of W, got square blocks "
+     "(argument 'square_weight')"),
+    (wlib.FP4Recipe, {"mask": True, "requantize_x": False}, ValueError,
+     ".FP4Recipe: expected requantize_x with a mask, got False (argument 'requantize_x')"),
+    (wlib.FP4Recipe, {"requantize_x": False}, ValueError,
+     ".FP4Recipe: expected no fixed rotation and forward 'fp4', got another "
+     "(argument 'requantize_x')"),
     (fp4, {"axis": 2}, ValueError,
      ".fp4_quantize: expected axis of -1, 0 or 'both', got 2 (argument 'axis')"),
     *((fp4, {"emit": emit}, ValueError,

@@ -176,6 +176,7 @@ def test_nan_and_inf_reach_their_block(value: float) -> None:
     bad = torch.zeros(4, 128, dtype=torch.bool)
     bad[2, 32:64] = True
     assert torch.equal(mx.dequantize().isnan(), bad)
+    assert not mx.codes[2, 16:32].any()
     assert torch.equal(mx.carrier.float().isnan(), bad)
     nv = wlib.fp4_quantize(x, "nvfp4", scale_rule="four_over_six")
     bad[2, 32:64] = False
@@ -218,6 +219,9 @@ def test_mask_marks_what_does_not_clip() -> None:
     bits = torch.stack([q.mask >> i & 1 for i in range(8)], dim=2).flatten(1).bool()
     assert torch.equal(bits, x.double().abs() / scale < 6)
     assert 0.9 < bits.float().mean() < 0.97  # the released rule clips 6 %
+    edge = torch.ones(1, 32)
+    edge[0, 0] = 6  # the scale is 1: the largest code itself counts as clipped
+    assert wlib.fp4_quantize(edge, return_mask=True).mask.tolist() == [[254, 255, 255, 255]]
 
 
 def test_strided_rows() -> None:
@@ -305,6 +309,13 @@ def test_matmul_is_exact_where_float32_is(mode: str) -> None:
     assert torch.equal(qa.dequantize(), a)
     y = wlib.fp4_matmul(qa, qb, 2.0, torch.float32, mode)
     assert torch.equal(y.double(), 2 * a.double() @ b.double().T)
+
+
+def test_matmul_holds_b_in_parts() -> None:
+    a, b = (wlib.fp4_quantize(torch.randn(rows, 1 << 15)) for rows in (3, 70))
+    y = wlib.fp4_matmul(a, b, out_dtype=torch.float32)
+    exact = a.dequantize().double() @ b.dequantize().double().T
+    assert ((y - exact).abs() <= 1e-4 * exact.abs() + 1e-2).all()
 
 
 def test_matmul_of_nothing() -> None:

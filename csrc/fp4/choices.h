@@ -37,6 +37,9 @@ inline constexpr Choice<ScaleRule> kNvRules[] = {
     {"amax", ScaleRule::kAmax},
     {"four_over_six", ScaleRule::kFourOverSix},
 };
+inline constexpr Choice<Rounding> kRoundings[] = {{"nearest", Rounding::kNearest},
+                                                  {"stochastic", Rounding::kStochastic},
+                                                  {"ms_eden", Rounding::kMsEden}};
 inline constexpr Choice<bool> kFormats[] = {{"mxfp4", true}, {"nvfp4", false}};
 inline constexpr Choice<Carrier> kCarriers[] = {
     {"none", Carrier::kNone}, {"e4m3", Carrier::kE4M3}, {"e5m2", Carrier::kE5M2}};

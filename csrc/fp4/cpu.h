@@ -10,6 +10,7 @@ namespace wlib::fp4 {
 
 void quantize_cpu(const QuantizeParams& p);
 void hadamard_cpu(const HadamardParams& p);
+void signs_cpu(const SignsParams& p);
 // `like` only says where scratch tensors come from.
 void matmul_cpu(const MatmulParams& p, const torch::stable::Tensor& like);
 

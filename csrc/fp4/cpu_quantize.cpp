@@ -86,7 +86,22 @@ float global_scale_of(const QuantizeParams& p) {
     largest[row] = cpu_rows().largest(values, p.columns());
   });
   const auto top = std::max_element(largest.begin(), largest.end());
-  return (top == largest.end() ? 0.0f : *top) / (largest_nv_scale(p.rule) * kE2M1Max);
+  return (top == largest.end() ? 0.0f : *top) /
+         (largest_nv_scale(p.rule, p.rounding) * nv_divisor(p.rounding));
+}
+
+// Bits of the largest magnitude of every 16 x 16 values.
+std::vector<uint32_t> square_maxima(const QuantizeParams& p) {
+  const int64_t blocks = p.columns() / kNvBlock, squares = (p.rows() + kNvBlock - 1) / kNvBlock;
+  std::vector<uint32_t> of_rows(p.rows() * blocks), largest(squares * blocks);
+  for_rows(p, [&](int64_t row, const float* values) {
+    cpu_rows().block_maxima(values, p.columns(), of_rows.data() + row * blocks);
+  });
+  for (int64_t i = 0; i < p.rows() * blocks; ++i) {
+    uint32_t& square = largest[i / blocks / kNvBlock * blocks + i % blocks];
+    square = std::max(square, of_rows[i]);
+  }
+  return largest;
 }
 
 void store_scales(const QuantizeParams& p, int64_t row, const std::vector<uint8_t>& scales) {
@@ -105,15 +120,25 @@ void quantize_cpu(const QuantizeParams& p) {
     const int64_t bytes = padded_scale_rows(p.rows()) * padded_scale_columns(columns / p.block());
     std::fill_n(p.out.scales, bytes, uint8_t(0));
   }
+  std::vector<uint32_t> maxima;
+  if (p.square) maxima = square_maxima(p);
   const auto at = [](auto* base, int64_t offset) { return base ? base + offset : nullptr; };
   for_rows(p, [&](int64_t row, const float* values) {
     std::vector<uint8_t> scales(columns / p.block());
+    const uint32_t* own = p.square ? &maxima[row / kNvBlock * scales.size()] : nullptr;
     cpu_rows().quantize(
-        values, p, global_scale,
+        values, {p, row, global_scale, own},
         {at(p.out.codes, row * columns / 2), scales.data(), at(p.out.carrier, row * columns),
          at(p.out.row_scale, row), at(p.out.mask, row * columns / 8)});
     if (p.out.scales) store_scales(p, row, scales);
   });
+}
+
+void signs_cpu(const SignsParams& p) {
+  const uint32_t step = p.seed_has_step ? uint32_t(p.seed[1]) : 0;
+  const Draw d = draw(uint64_t(p.seed[0]), step, kSignStream | p.offset, 0);
+  for (int i = 0; i < p.size; ++i)
+    p.signs[i] = d.word[i / kSignElements] >> i % kSignElements & 1 ? -1 : 1;
 }
 
 void hadamard_cpu(const HadamardParams& p) {

@@ -48,14 +48,30 @@ float largest(const float* x, int64_t count) {
   return std::bit_cast<float>(result);
 }
 
-// The codes of N values, one per byte.
+void block_maxima(const float* x, int64_t count, uint32_t* bits) {
+  for (int64_t i = 0; i < count; i += kNvBlock) {
+    float block[kNvBlock];
+    load(x + i, block);
+    bits[i / kNvBlock] = largest_bits(block);
+  }
+}
+
+// The codes of N values from `element` on, one per byte.
 template <int N>
-void encode(const float (&x)[N], float multiplier, bool is_nan, uint8_t (&codes)[N]) {
+void encode(const float (&x)[N], float multiplier, bool is_nan, const RowInputs& in,
+            int64_t element, uint8_t (&codes)[N]) {
   if (is_nan) {
     std::memset(codes, 0, N);
-    return;
+  } else if (in.p.rounding != Rounding::kStochastic) {
+    for (int i = 0; i < N; ++i) codes[i] = uint8_t(float_to_e2m1(x[i] * multiplier));
+  } else {
+    const RoundingKey key = in.p.key();
+    for (int i = 0; i < N; i += kRoundingBlock) {
+      const Draw d = rounding_draw(key, uint64_t(element + i) / kRoundingBlock);
+      for (int j = 0; j < kRoundingBlock; ++j)
+        codes[i + j] = uint8_t(float_to_e2m1_stochastic(x[i + j] * multiplier, code_bits(d, j)));
+    }
   }
-  for (int i = 0; i < N; ++i) codes[i] = uint8_t(float_to_e2m1(x[i] * multiplier));
 }
 
 template <int N>
@@ -82,7 +98,8 @@ int largest_scale(const uint8_t* scales, int64_t count) {
   return largest;
 }
 
-void quantize_mx(const float* row, const QuantizeParams& p, const RowOutputs& out) {
+void quantize_mx(const float* row, const RowInputs& in, const RowOutputs& out) {
+  const QuantizeParams& p = in.p;
   const int64_t blocks = p.columns() / kMxBlock;
   float x[kMxBlock];
   for (int64_t i = 0; i < blocks; ++i) {
@@ -100,7 +117,7 @@ void quantize_mx(const float* row, const QuantizeParams& p, const RowOutputs& ou
     out.scales[i] = uint8_t(scale);
     const float multiplier = mx_multiplier(uint32_t(scale), p.rule);
     uint8_t codes[kMxBlock];
-    encode(x, multiplier, is_nan, codes);
+    encode(x, multiplier, is_nan, in, in.row * p.columns() + i * kMxBlock, codes);
     if (out.codes) pack(codes, out.codes + i * kMxBlock / 2);
     if (out.mask) write_mask(x, multiplier, is_nan, out.mask + i * kMxBlock / 8);
     if (!out.carrier) continue;
@@ -111,28 +128,38 @@ void quantize_mx(const float* row, const QuantizeParams& p, const RowOutputs& ou
   }
 }
 
-void quantize_nv(const float* row, const QuantizeParams& p, float global_scale,
-                 const RowOutputs& out) {
-  const float to_global = global_scale > 0 ? 1 / global_scale : 0;
-  for (int64_t i = 0; i < p.columns() / kNvBlock; ++i) {
+// The final scale of a block by MS-EDEN.
+uint8_t correct(const float (&x)[kNvBlock], const uint8_t (&codes)[kNvBlock], uint8_t scale,
+                float to_global, const RoundingKey& key, int64_t block) {
+  float units[kNvBlock];
+  for (int i = 0; i < kNvBlock; ++i) units[i] = x[i] * to_global;
+  return ms_eden_scale(units, codes, scale, scale_bits(key, uint64_t(block)));
+}
+
+void quantize_nv(const float* row, const RowInputs& in, const RowOutputs& out) {
+  const QuantizeParams& p = in.p;
+  const float to_global = in.global_scale > 0 ? 1 / in.global_scale : 0;
+  const float divisor = nv_divisor(p.rounding);
+  const int64_t blocks = p.columns() / kNvBlock;
+  for (int64_t i = 0; i < blocks; ++i) {
     float x[kNvBlock];
     uint8_t codes[kNvBlock];
     load(row + i * kNvBlock, x);
-    const uint8_t scale = nv_scale(x, p.rule, to_global);
+    const uint32_t largest = in.maxima ? in.maxima[i] : largest_bits(x);
+    const uint8_t scale = nv_scale(x, largest, p.rule, divisor, to_global);
     const bool is_nan = scale == 0x7f;
     const float multiplier = scale == 0 || is_nan ? 0 : to_global / e4m3_to_float(scale);
-    out.scales[i] = scale;
-    encode(x, multiplier, is_nan, codes);
+    encode(x, multiplier, is_nan, in, (in.row * blocks + i) * kNvBlock, codes);
+    out.scales[i] = p.rounding != Rounding::kMsEden
+                        ? scale
+                        : correct(x, codes, scale, to_global, p.key(), in.row * blocks + i);
     if (out.codes) pack(codes, out.codes + i * kNvBlock / 2);
     if (out.mask) write_mask(x, multiplier, is_nan, out.mask + i * kNvBlock / 8);
   }
 }
 
-void quantize(const float* x, const QuantizeParams& p, float global_scale, const RowOutputs& out) {
-  if (is_mx(p.rule))
-    quantize_mx(x, p, out);
-  else
-    quantize_nv(x, p, global_scale, out);
+void quantize(const float* x, const RowInputs& in, const RowOutputs& out) {
+  (is_mx(in.p.rule) ? quantize_mx : quantize_nv)(x, in, out);
 }
 
 constexpr auto kE2M1Table = [] {
@@ -185,6 +212,7 @@ float exact_dot(const uint8_t* a, const uint8_t* a_scales, const uint8_t* b,
 }  // namespace
 
 extern const CpuRows kRows;
-const CpuRows kRows = {rotate, largest, quantize, expand_mx, expand_nv, expand_carrier, exact_dot};
+const CpuRows kRows = {rotate,    largest,   block_maxima,   quantize,
+                       expand_mx, expand_nv, expand_carrier, exact_dot};
 
 }  // namespace wlib::fp4::WLIB_ISA

@@ -15,13 +15,22 @@ struct RowOutputs {
   uint8_t* mask;
 };
 
+// What the row's values are quantised with.
+struct RowInputs {
+  const QuantizeParams& p;
+  int64_t row;
+  float global_scale;
+  const uint32_t* maxima;  // per block of 16; null: the block's own
+};
+
 struct CpuRows {
   // Signs and rotation, in place; signs may be null.
   void (*rotate)(float* x, int64_t count, int size, const float* signs);
   // Largest magnitude in blocks without NaN and Inf.
   float (*largest)(const float* x, int64_t count);
-  void (*quantize)(const float* x, const QuantizeParams& p, float global_scale,
-                   const RowOutputs& out);
+  // Bits of the largest magnitude in each block of 16.
+  void (*block_maxima)(const float* x, int64_t count, uint32_t* bits);
+  void (*quantize)(const float* x, const RowInputs& in, const RowOutputs& out);
   // Values of a packed row without its global scale.
   void (*expand_mx)(const uint8_t* codes, const uint8_t* scales, int64_t count, float* values);
   void (*expand_nv)(const uint8_t* codes, const uint8_t* scales, int64_t count, float* values);

@@ -1,5 +1,5 @@
-// wlib::fp4_quantize, fp4_requantize_t and hadamard: check their arguments, allocate what was asked
-// for, pick CPU or CUDA.
+// wlib::fp4_quantize, fp4_requantize_t, fp4_signs and hadamard: check their arguments, allocate
+// what was asked for, pick CPU or CUDA.
 #include "fp4/choices.h"
 #include "fp4/cpu.h"
 #include "fp4/ops.h"
@@ -18,7 +18,10 @@ struct Options {
   bool packed;
   const std::string& carrier;
   int64_t window;
-  bool mask, swizzle;
+  bool mask, swizzle, square;
+  const std::string& rounding;
+  const std::optional<Tensor>& seed;
+  int64_t offset;
 };
 
 void check_device(const Checker& check, const Tensor& t, const char* argument) {
@@ -51,6 +54,39 @@ float* scalar(const Checker& check, const Tensor& t, const char* argument, const
   return static_cast<float*>(t.mutable_data_ptr());
 }
 
+// Tells whether the seed holds the step, too.
+bool check_seed(const Checker& check, const Tensor& seed, int64_t offset) {
+  check.dtype(seed, "seed", ScalarType::Long);
+  const bool has_step = seed.dim() == 1 && seed.numel() == 2;
+  check.require(seed.dim() == 0 || has_step, "seed", "seed of shape [] or [2]",
+                [&] { return shape_text(seed); });
+  check.contiguous(seed, "seed");
+  check.require(offset >= 0 && offset <= kLargestOffset, "offset",
+                "offset of 0 to " + std::to_string(kLargestOffset), offset);
+  return has_step;
+}
+
+void parse_rounding(const Checker& check, const Options& o, const Tensor& like, QuantizeParams* p) {
+  p->rounding = choose(check, "rounding", o.rounding, kRoundings);
+  check.require(p->rounding != Rounding::kMsEden || p->rule == ScaleRule::kAmax, "rounding",
+                "scale_rule 'amax' of nvfp4 for rounding 'ms_eden'",
+                [&] { return "'" + o.scale_rule + "'"; });
+  check.require(p->rounding != Rounding::kStochastic || p->rule != ScaleRule::kFourOverSix,
+                "rounding", "rounding 'nearest' for 'four_over_six'", "'stochastic'");
+  check.require(!o.square || (p->rule == ScaleRule::kAmax && p->rounding == Rounding::kNearest),
+                "square", "square blocks with 'amax' of nvfp4 and rounding 'nearest' only",
+                [&] { return "'" + o.scale_rule + "', '" + o.rounding + "'"; });
+  p->square = o.square;
+  const bool random = p->rounding != Rounding::kNearest;
+  check.require(random || !o.seed, "seed", "no seed for rounding 'nearest'", "a seed");
+  if (!random) return;
+  check.require(o.seed.has_value(), "seed", "a seed for rounding '" + o.rounding + "'", "none");
+  p->seed_has_step = check_seed(check, *o.seed, o.offset);
+  check.same_device(*o.seed, "seed", like, "x");
+  p->seed = static_cast<const int64_t*>(o.seed->const_data_ptr());
+  p->offset = uint32_t(o.offset);
+}
+
 void parse_options(const Checker& check, const Options& o, const Tensor& like, QuantizeParams* p) {
   const bool mx = choose(check, "format", o.format, kFormats);
   p->rule = mx ? choose(check, "scale_rule", o.scale_rule, kMxRules)
@@ -73,6 +109,7 @@ void parse_options(const Checker& check, const Options& o, const Tensor& like, Q
                 "global_scale");
   p->global_scale_is_given = o.global_scale.has_value();
   if (o.global_scale) p->global_scale = scalar(check, *o.global_scale, "global_scale", like);
+  parse_rounding(check, o, like, p);
 }
 
 void check_columns(const Checker& check, const QuantizeParams& p, const char* argument) {
@@ -146,10 +183,11 @@ Source parse_packed(const Checker& check, const Tensor& codes, const Tensor& sca
 std::vector<Tensor> quantize(const Tensor& x, std::string format, std::string axis,
                              std::string scale_rule, int64_t hadamard, std::optional<Tensor> signs,
                              std::optional<Tensor> global_scale, bool packed, std::string carrier,
-                             int64_t window, bool mask, bool swizzle) {
+                             int64_t window, bool mask, bool swizzle, bool square,
+                             std::string rounding, std::optional<Tensor> seed, int64_t offset) {
   const Checker check("fp4_quantize");
-  const Options o{format, scale_rule, hadamard, signs, global_scale,
-                  packed, carrier,    window,   mask,  swizzle};
+  const Options o{format, scale_rule, hadamard, signs,  global_scale, packed, carrier,
+                  window, mask,       swizzle,  square, rounding,     seed,   offset};
   constexpr Choice<int> kAxes[] = {{"rows", 1}, {"columns", 2}, {"both", 3}};
   QuantizeParams p{};
   p.source.x_type = check.floating(x.scalar_type(), "x");
@@ -179,10 +217,11 @@ std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
                                  std::string scale_rule, int64_t hadamard,
                                  std::optional<Tensor> signs, std::optional<Tensor> global_scale,
                                  bool packed, std::string carrier, int64_t window, bool mask,
-                                 bool swizzle) {
+                                 bool swizzle, bool square, std::string rounding,
+                                 std::optional<Tensor> seed, int64_t offset) {
   const Checker check("fp4_requantize_t");
-  const Options o{format, scale_rule, hadamard, signs, global_scale,
-                  packed, carrier,    window,   mask,  swizzle};
+  const Options o{format, scale_rule, hadamard, signs,  global_scale, packed, carrier,
+                  window, mask,       swizzle,  square, rounding,     seed,   offset};
   QuantizeParams p{};
   p.source = parse_packed(check, codes, scales, old_global_scale);
   p.transpose = true;
@@ -190,6 +229,23 @@ std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
   check_columns(check, p, "codes");
   std::vector<Tensor> out = allocate(o, codes, &p);
   run(check, nullptr, &p, codes);
+  return out;
+}
+
+Tensor signs(const Tensor& seed, int64_t size, int64_t offset) {
+  const Checker check("fp4_signs");
+  check_device(check, seed, "seed");
+  SignsParams p{};
+  p.seed_has_step = check_seed(check, seed, offset);
+  check.require(is_hadamard_size(size), "size", "size of 16, 32, 64 or 128", size);
+  if (seed.is_cuda()) check.no_kernel("device cuda (rows: cpu)");
+  const int64_t shape[] = {size};
+  const Tensor out = new_empty(seed, shape, ScalarType::Char);
+  p.seed = static_cast<const int64_t*>(seed.const_data_ptr());
+  p.offset = uint32_t(offset);
+  p.size = int(size);
+  p.signs = static_cast<int8_t*>(out.mutable_data_ptr());
+  signs_cpu(p);
   return out;
 }
 

@@ -11,16 +11,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
   m.def(
       "fp4_quantize(Tensor x, *, str format=\"mxfp4\", str axis=\"rows\", str scale_rule=\"even\", "
       "int hadamard=0, Tensor? signs=None, Tensor? global_scale=None, bool packed=True, "
-      "str carrier=\"none\", int window=0, bool mask=False, bool swizzle=False) -> Tensor[]");
+      "str carrier=\"none\", int window=0, bool mask=False, bool swizzle=False, "
+      "bool square=False, str rounding=\"nearest\", Tensor? seed=None, int offset=0) -> Tensor[]");
   m.def(
       "fp4_requantize_t(Tensor codes, Tensor scales, Tensor? old_global_scale=None, *, "
       "str format=\"mxfp4\", str scale_rule=\"even\", int hadamard=0, Tensor? signs=None, "
       "Tensor? global_scale=None, bool packed=True, str carrier=\"none\", int window=0, "
-      "bool mask=False, bool swizzle=False) -> Tensor[]");
+      "bool mask=False, bool swizzle=False, bool square=False, str rounding=\"nearest\", "
+      "Tensor? seed=None, int offset=0) -> Tensor[]");
   m.def(
       "fp4_matmul(Tensor a, Tensor a_scale, Tensor b, Tensor b_scale, Tensor? a_global=None, "
       "Tensor? b_global=None, *, float alpha=1.0, str mode=\"fold8\", ScalarType? out_dtype=None) "
       "-> Tensor");
+  m.def("fp4_signs(Tensor seed, int size, *, int offset=0) -> Tensor");
   m.def("hadamard(Tensor x, int size, Tensor? signs=None, *, bool inverse=False) -> Tensor");
 }
 
@@ -28,6 +31,7 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("fp4_quantize", TORCH_BOX(&quantize));
   m.impl("fp4_requantize_t", TORCH_BOX(&requantize_t));
   m.impl("fp4_matmul", TORCH_BOX(&matmul));
+  m.impl("fp4_signs", TORCH_BOX(&signs));
   m.impl("hadamard", TORCH_BOX(&hadamard));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
@@ -41,6 +45,7 @@ WLIB_EXPORT const char* wlib_fp4_dispatch() {
       {"fp4_matmul",
        "cpu, mode exact32: multiplies codes\n"
        "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n"},
+      {"fp4_signs", "cpu: one draw\n"},
       {"hadamard", "cpu: one row at a time\n"},
   });
   return table.c_str();

@@ -7,6 +7,7 @@
 #include "wlib/layout/scales_128x4.h"
 #include "wlib/numerics/e5m2.h"
 #include "wlib/numerics/fp4_carrier.h"
+#include "wlib/numerics/fp4_rounding.h"
 #include "wlib/numerics/fp4_scale.h"
 #include "wlib/numerics/hadamard.h"
 
@@ -32,6 +33,22 @@ py::array_t<uint8_t> mx_scales(const Array<float>& x, int rule) {
   return out;
 }
 
+// Of elements 0 .. count - 1, of blocks 0 .. count - 1.
+std::vector<uint32_t> code_bits(uint64_t seed, uint32_t step, uint32_t stream, int64_t count) {
+  std::vector<uint32_t> bits;
+  for (int64_t i = 0; i < count; ++i) {
+    const Draw d = fp4::rounding_draw({seed, step, stream}, uint64_t(i) / kRoundingBlock);
+    bits.push_back(fp4::code_bits(d, int(i % kRoundingBlock)));
+  }
+  return bits;
+}
+std::vector<uint32_t> scale_bits(uint64_t seed, uint32_t step, uint32_t stream, int64_t count) {
+  std::vector<uint32_t> bits;
+  for (int64_t i = 0; i < count; ++i)
+    bits.push_back(fp4::scale_bits({seed, step, stream}, uint64_t(i)));
+  return bits;
+}
+
 }  // namespace
 
 void bind_fp4(py::module_& m) {
@@ -40,6 +57,11 @@ void bind_fp4(py::module_& m) {
   m.def("float_to_e2m1_stochastic", py::vectorize([](float value, uint32_t random) {
           return uint8_t(float_to_e2m1_stochastic(value, random));
         }));
+  m.def("float_to_e4m3_stochastic", py::vectorize([](float value, uint32_t random) {
+          return fp4::float_to_e4m3_stochastic(value, random);
+        }));
+  m.def("fp4_code_bits", &code_bits);
+  m.def("fp4_scale_bits", &scale_bits);
   m.def("e8m0_to_float", py::vectorize([](uint32_t code) { return e8m0_to_float(code); }));
   m.def("e8m0_reciprocal", py::vectorize([](uint32_t code) { return e8m0_reciprocal(code); }));
   m.def("e5m2_to_float", py::vectorize([](uint8_t code) { return e5m2_to_float(code); }));

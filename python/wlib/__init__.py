@@ -3,7 +3,9 @@
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
 from .experts import PackedInt4Experts, int4fp8_gemm_grouped, pack_experts, sort_by_expert
-from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
+from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, fp4_signs, hadamard
+from .fp4_linear import fp4_linear, fp4_state, fp4_weight
+from .fp4_recipe import FP4Recipe
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
 from .prefill import (
@@ -24,6 +26,7 @@ from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
+    "FP4Recipe",
     "FP4Tensor",
     "Int4KVCache",
     "Int4Weight",
@@ -33,9 +36,13 @@ __all__ = [
     "atoms_reconstruct",
     "attention_prefill",
     "combine",
+    "fp4_linear",
     "fp4_matmul",
     "fp4_quantize",
     "fp4_requantize_t",
+    "fp4_signs",
+    "fp4_state",
+    "fp4_weight",
     "fp8_group_sums",
     "fp8_quantize",
     "hadamard",

@@ -205,6 +205,10 @@ def _fp4_quantize(
     window: int = 0,
     mask: bool = False,
     swizzle: bool = False,
+    square: bool = False,
+    rounding: str = "nearest",
+    seed: Tensor | None = None,
+    offset: int = 0,
 ) -> list[Tensor]:
     r, c = x.shape
     sides = {"rows": [(r, c)], "columns": [(c, r)], "both": [(r, c), (c, r)]}[axis]
@@ -231,6 +235,10 @@ def _fp4_requantize_t(
     window: int = 0,
     mask: bool = False,
     swizzle: bool = False,
+    square: bool = False,
+    rounding: str = "nearest",
+    seed: Tensor | None = None,
+    offset: int = 0,
 ) -> list[Tensor]:
     r, half = codes.shape
     return _fp4_side(codes, half * 2, r, format, global_scale, packed, carrier, mask, swizzle)
@@ -250,6 +258,11 @@ def _fp4_matmul(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     return a.new_empty((a.shape[0], b.shape[0]), dtype=out_dtype or torch.bfloat16)
+
+
+@torch.library.register_fake("wlib::fp4_signs")
+def _fp4_signs(seed: Tensor, size: int, *, offset: int = 0) -> Tensor:
+    return seed.new_empty((size,), dtype=torch.int8)
 
 
 @torch.library.register_fake("wlib::hadamard")

@@ -3,7 +3,8 @@
 Formats: `mxfp4` (OCP MX: E2M1 codes, one E8M0 scale per 32 values), `nvfp4` (E2M1 codes, one E4M3
 scale per 16 values, one float32 scale per tensor), and FP8 carriers of mxfp4, which hold the same
 values with one power of two per row. Algorithms: Quartet (arXiv 2505.14669), "Training LLMs with
-MXFP4" (2502.20586), Four over Six (2512.02010), NVIDIA's NVFP4 recipe (2509.25149).
+MXFP4" (2502.20586), Quartet II (2601.22813), Four over Six (2512.02010), NVIDIA's NVFP4 recipe
+(2509.25149).
 """
 
 from __future__ import annotations
@@ -152,8 +153,10 @@ def fp4_quantize(
     signs: Tensor | None = None,
     scale_rule: str | None = None,
     rounding: str = "nearest",
-    seed: Tensor | None = None,
+    seed: int | Tensor | None = None,
     *,
+    offset: int = 0,
+    square: bool = False,
     axis: int | str = -1,
     emit: Sequence[str] = ("fp4",),
     global_scale: Tensor | None = None,
@@ -171,8 +174,16 @@ def fp4_quantize(
         signs: int8 [hadamard] or None; the values at negative ones are negated before the rotation.
         scale_rule: of mxfp4 "even" (default), "floor", "quest", "quest_floor" or "three_quarters",
             of nvfp4 "amax" (default) or "four_over_six"; see docs/numerics.md.
-        rounding: "nearest", ties to even.
-        seed: of stochastic roundings; None here.
+        rounding: "nearest", ties to even; "stochastic", up with the probability of the distance to
+            the value below, which is unbiased where nothing clips ("three_quarters", "amax");
+            "ms_eden" (nvfp4 with "amax"): codes to nearest, the scale of a block corrected by what
+            that lost and rounded stochastically, unbiased over random `signs`.
+        seed: of the random roundings: a number, or int64 [] or [2] on the device of x, the second
+            one a step that counts uses. None for "nearest".
+        offset: keeps the roundings of one seed and step apart, 0 to 2^30 - 1. Each bit is a
+            function of seed, step, offset, orientation and place alone.
+        square: nvfp4 with "amax" and "nearest": a scale is that of 16 x 16 values, so that a matrix
+            and its transpose are quantised to the same values.
         axis: -1 to quantise along rows; 0 along columns, which gives the transposed matrix [C, R];
             "both" for a pair of the two. R and C are multiples of the block and of `hadamard`
             where they are the quantised axis.
@@ -193,10 +204,6 @@ def fp4_quantize(
         ValueError: a shape, a device, a word or a combination does not fit.
         NotImplementedError: no kernel serves the device of x.
     """
-    if rounding != "nearest":
-        refuse(_QUANTIZE, "rounding to be 'nearest'", repr(rounding), "rounding")
-    if seed is not None:
-        refuse(_QUANTIZE, "no seed for rounding 'nearest'", "a seed", "seed")
     if axis not in _AXES:
         refuse(_QUANTIZE, "axis of -1, 0 or 'both'", repr(axis), "axis")
     options = _options(_QUANTIZE, format, scale_rule, emit, swizzle, window)
@@ -208,6 +215,10 @@ def fp4_quantize(
             signs=signs,
             global_scale=global_scale,
             mask=return_mask,
+            square=square,
+            rounding=rounding,
+            seed=_seed(seed, x.device),
+            offset=offset,
             **options,
         )
     except ValueError as error:
@@ -222,7 +233,11 @@ def fp4_requantize_t(
     hadamard: int = 0,
     signs: Tensor | None = None,
     scale_rule: str | None = None,
+    rounding: str = "nearest",
+    seed: int | Tensor | None = None,
     *,
+    offset: int = 0,
+    square: bool = False,
     emit: Sequence[str] = ("fp4",),
     global_scale: Tensor | None = None,
     swizzle: str = "none",
@@ -233,8 +248,8 @@ def fp4_requantize_t(
 
     Args:
         q: packed codes [R, C], scales not swizzled.
-        format, hadamard, signs, scale_rule, emit, global_scale, swizzle, return_mask, window: of
-            the result, as for `fp4_quantize`.
+        format, hadamard, signs, scale_rule, rounding, seed, offset, square, emit, global_scale,
+            swizzle, return_mask, window: of the result, as for `fp4_quantize`.
 
     Returns:
         FP4Tensor [C, R].
@@ -253,6 +268,10 @@ def fp4_requantize_t(
             signs=signs,
             global_scale=global_scale,
             mask=return_mask,
+            square=square,
+            rounding=rounding,
+            seed=_seed(seed, q.codes.device),
+            offset=offset,
             **_options(_REQUANTIZE, format, scale_rule, emit, swizzle, window),
         )
     except ValueError as error:
@@ -311,6 +330,30 @@ def fp4_matmul(
     return y
 
 
+def fp4_signs(seed: int | Tensor, size: int, offset: int = 0) -> Tensor:
+    """Random signs of a rotation, made where the seed is.
+
+    Args:
+        seed: a number, or int64 [] or [2], the second one a step that counts uses.
+        size: 16, 32, 64 or 128.
+        offset: keeps the signs of one seed and step apart, 0 to 2^30 - 1.
+
+    Returns:
+        int8 [size] of -1 and 1, a function of the arguments alone.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
+        NotImplementedError: no kernel serves the device.
+    """
+    tensor = _seed(seed, torch.device("cpu"))
+    assert tensor is not None
+    try:
+        signs: Tensor = torch.ops.wlib.fp4_signs(tensor, size, offset=offset)
+    except ValueError as error:
+        raise typed_error(error) from None
+    return signs
+
+
 def hadamard(x: Tensor, size: int, signs: Tensor | None = None, inverse: bool = False) -> Tensor:
     """Rotate blocks along the last dimension by the orthonormal Hadamard matrix in Sylvester order.
 
@@ -334,6 +377,10 @@ def hadamard(x: Tensor, size: int, signs: Tensor | None = None, inverse: bool = 
     except ValueError as error:
         raise typed_error(error) from None
     return y
+
+
+def _seed(seed: int | Tensor | None, device: torch.device) -> Tensor | None:
+    return torch.tensor(seed, device=device) if isinstance(seed, int) else seed
 
 
 def _options(

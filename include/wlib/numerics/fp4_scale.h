@@ -114,12 +114,13 @@ WLIB_HOST_DEVICE float nv_error(const float (&x)[kNvBlock], float to_global, flo
   return sum_halves(error);
 }
 
-// E4M3 scale of a block; to_global is 1 / global scale, 0 if that is 0.
-WLIB_HOST_DEVICE uint8_t nv_scale(const float (&x)[kNvBlock], ScaleRule rule, float to_global) {
-  const uint32_t bits = largest_bits(x);
+// E4M3 scale of a block whose largest magnitude has these bits, here or in the 16 x 16 values that
+// share the scale; to_global is 1 / global scale, 0 if that is 0.
+WLIB_HOST_DEVICE uint8_t nv_scale(const float (&x)[kNvBlock], uint32_t bits, ScaleRule rule,
+                                  float divisor, float to_global) {
   if (bits >= 0x7f800000u) return 0x7f;
   const float largest = std::bit_cast<float>(bits) * to_global;
-  const uint8_t six = float_to_e4m3(largest / 6.0f);
+  const uint8_t six = float_to_e4m3(largest / divisor);
   if (rule != ScaleRule::kFourOverSix) return six;
   const uint8_t four = float_to_e4m3(largest / 4.0f);
   return nv_error(x, to_global, e4m3_to_float(four)) < nv_error(x, to_global, e4m3_to_float(six))

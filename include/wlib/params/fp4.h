@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "wlib/numerics/fp4_carrier.h"
+#include "wlib/numerics/fp4_rounding.h"
 #include "wlib/numerics/fp4_scale.h"
 #include "wlib/params/int4fp8.h"
 
@@ -49,10 +50,30 @@ struct QuantizeParams {
   bool swizzle;
   float* global_scale;         // scalar of nvfp4: written, unless
   bool global_scale_is_given;  // then read
+  bool square;                 // nvfp4: a scale is that of 16 x 16 values
+  Rounding rounding;
+  const int64_t* seed;  // [1] or, with the step, [2]; null for kNearest
+  bool seed_has_step;
+  uint32_t offset;
 
   int64_t rows() const { return transpose ? source.columns : source.rows; }
   int64_t columns() const { return transpose ? source.rows : source.columns; }
   int block() const { return is_mx(rule) ? kMxBlock : kNvBlock; }
+  // Only where the seed can be read: on its device.
+  WLIB_HOST_DEVICE RoundingKey key() const {
+    if (!seed) return {};
+    return {uint64_t(seed[0]), seed_has_step ? uint32_t(seed[1]) : 0,
+            rounding_stream(offset, transpose)};
+  }
+};
+
+// signs[i] = -1 or 1, bit i of the draw for (seed, step) and this offset.
+struct SignsParams {
+  const int64_t* seed;
+  bool seed_has_step;
+  uint32_t offset;
+  int size;
+  int8_t* signs;  // [size]
 };
 
 // y[r, :] = x[r, :] rotated in blocks of `size`: signs before the rotation, or after its inverse.

@@ -27,7 +27,8 @@ def replace_linear(
 
     Args:
         model: the model.
-        cls: `wlib.nn.Int4Fp8Linear` or another class with `from_linear`.
+        cls: `wlib.nn.Int4Fp8Linear`, `wlib.nn.FP4Linear` or another class with `from_linear`; its
+            `select`, if it has one, says which of the names to replace.
         skip: names of layers to leave, as glob patterns of the dotted name or of its last parts
             ("lm_head", "layers.0.*").
         options: keyword arguments for `cls.from_linear`, such as group_size.
@@ -48,8 +49,14 @@ def replace_linear(
         if type(module) is not nn.Linear or matches(name, skip):
             continue
         names.append(name)
+    select = getattr(cls, "select", None)
+    names = names if select is None else select(names, **options)
+    for name in names:
+        module = model.get_submodule(name)
+        assert isinstance(module, nn.Linear)
         try:
-            converted[module] = cls.from_linear(module, **options)
+            if module not in converted:
+                converted[module] = cls.from_linear(module, **options)
         except ValueError as error:
             refused[name] = error
     if refused:
