@@ -19,6 +19,7 @@ from .quantizer import (
     rms_norm_fp8_quantize,
     silu_mul_fp8_quantize,
 )
+from .sparse import SparseSupport, sparse_lowrank_linear, sparse_support
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Int4KVCache",
     "Int4Weight",
     "PackedInt4Weight",
+    "SparseSupport",
     "atoms_from_layers",
     "atoms_reconstruct",
     "attention_prefill",
@@ -48,6 +50,8 @@ __all__ = [
     "rebuild",
     "rms_norm_fp8_quantize",
     "silu_mul_fp8_quantize",
+    "sparse_lowrank_linear",
+    "sparse_support",
     "tucker_merge",
     "tucker_merge_many",
     "tucker_reconstruct",
