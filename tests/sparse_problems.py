@@ -54,6 +54,7 @@ class SparseCase:
     right: Array | None = None
     base: Array | None = None
     bias: Array | None = None
+    pad: int = 0  # elements between the rows of activations
     ctas: int = 2
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     out: Array | None = None
@@ -80,11 +81,10 @@ class SparseCase:
         options = probe.Options(**self.options)
         launch = {"ctas": self.ctas, "options": options}
         positions, offsets = self.places
+        left, right = (x if x is None else padded(x, self.pad) for x in (self.left, self.right))
         if self.kind == "sampled":
             self.out = np.full_like(self.values, poison(self.values.dtype.type))
-            sampled = probe.sparse_sample(
-                self.left, self.right, positions, offsets, self.out, **launch
-            )
+            sampled = probe.sparse_sample(left, right, positions, offsets, self.out, **launch)
             return list(sampled.findings)
         values, transposed = self.values, self.kind == "transposed"
         if transposed:
@@ -98,7 +98,7 @@ class SparseCase:
         shape = len(self.left), self.support.shape[int(transposed)]
         self.out = np.full(shape, poison(self.left.dtype.type), self.left.dtype)
         report = probe.sparse_matmul(
-            self.left, values, positions, offsets, self.out,
+            left, values, positions, offsets, self.out,
             base=self.base, bias=self.bias, transposed=transposed, **launch,
         )  # fmt: skip
         return list(report.findings)
@@ -120,7 +120,6 @@ def exact_case(
     columns: int = 270,
     tokens: int = 150,
     density: float = 0.03,
-    pad: int = 0,
     extras: bool = True,
     **arguments: Any,
 ) -> SparseCase:
@@ -132,9 +131,9 @@ def exact_case(
 
     ins, outs = (rows, columns) if kind == "transposed" else (columns, rows)
     values = integers(support.count, kind=rng.choice([np.float32, np.uint16, np.float16]))
-    case = SparseCase(kind, support, values, padded(integers(tokens, ins), pad), **arguments)
+    case = SparseCase(kind, support, values, integers(tokens, ins), **arguments)
     if kind == "sampled":
-        case.left, case.right = (padded(integers(tokens, n), pad) for n in (rows, columns))
+        case.left, case.right = (integers(tokens, n) for n in (rows, columns))
     elif extras:
         case.base, case.bias = integers(tokens, outs), integers(outs)
     return case

@@ -146,11 +146,8 @@ WLIB_DEVICE void finish_rows(const SparseMatmulParams& p, int rows, int64_t toke
       if (token + t >= p.tokens || count <= 0) continue;
       const int64_t at = (token + t) * rows + row + first;
       Run base{}, bias{};
-      if (p.base)
-        load_run(p.base, kType, at, count, count >= kRun && whole_runs(p.base, rows), base);
-      if (p.bias)
-        load_run(p.bias, kType, row + first, count, count >= kRun && whole_runs(p.bias, rows),
-                 bias);
+      if (p.base) load_run(p.base, kType, at, count, whole_runs(p.base, rows), base);
+      if (p.bias) load_run(p.bias, kType, row + first, count, whole_runs(p.bias, rows), bias);
       uint32_t bits[kRun];
       WLIB_UNROLL
       for (int i = 0; i < kRun; ++i) {

@@ -29,6 +29,7 @@ sparse_transpose_kernel(WLIB_GRID_CONSTANT SparseTransposeParams p) {
   for (int64_t tile = sm90::block_index_x(); tile < p.matrix.tiles(); tile += sm90::grid_size_x()) {
     const int64_t begin = p.matrix.offsets[tile];
     const int count = int(p.matrix.offsets[tile + 1] - begin);
+    // A column belongs to its thread, but between these two barriers.
     for (int row = 0; row < kSparseTile; ++row) s.number[column][row] = 0;
     sm90::block_sync();
     for (int i = column; i < count; i += kTransposeThreads) {
@@ -49,7 +50,6 @@ sparse_transpose_kernel(WLIB_GRID_CONSTANT SparseTransposeParams p) {
       p.values[to] = load_float(p.matrix.values, p.matrix.value_type, begin + number - 1);
       ++to;
     }
-    sm90::block_sync();  // the counts have been read
   }
 }
 
