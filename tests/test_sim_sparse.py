@@ -109,7 +109,8 @@ def test_random_samples_stay_within_the_bound() -> None:
     case = random_case("sampled", np.float32)
     case.values = case.values.astype(np.float32)
     assert case.simulate() == []
-    assert case.out is not None and case.right is not None
+    assert case.out is not None
+    assert case.right is not None
     left, right = case.left.astype(np.float64), case.right.astype(np.float64)
     gather = case.support.gather
     exact = gather(torch.from_numpy(left.T @ right)).numpy()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +213,26 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(map(torch.equal, results[0], other))
+
+
+def bits_of_products() -> str:
+    """A digest of both ops' results on random numbers."""
+    torch.manual_seed(0)
+    p = layer(torch.float32, draw=torch.randn)
+    places = p["support"].positions, p["support"].offsets
+    y = OPS.tile_sparse_matmul(p["x"], p["values"], *places, 300, 260)
+    both = y, OPS.tile_sampled_matmul(torch.randn(2, 19, 300), p["x"], *places)
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in both)).hexdigest()
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    code = "import test_sparse; print(test_sparse.bits_of_products())"
+    folders = os.pathsep.join(sys.path)
+    environment = {**os.environ, "WLIB_CPU_ISA": "baseline", "PYTHONPATH": folders}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == bits_of_products()
 
 
 def test_a_token_does_not_see_its_batch() -> None:

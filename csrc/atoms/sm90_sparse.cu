@@ -76,8 +76,8 @@ const char* sparse_sample_cuda(const SampleParams& p, int device, void* stream) 
     default: error = launch_sample<FloatType::kFloat16>(p, on);
   }
   if (error == cudaSuccess && p.partials)
-    error = launch_items(sparse_sum_kernel, pieces(p.matrix.count, kSumThreads), kSumThreads, 0, on,
-                         p);
+    error =
+        launch_items(sparse_sum_kernel, pieces(p.matrix.count, kSumThreads), kSumThreads, 0, on, p);
   return text(error);
 }
 

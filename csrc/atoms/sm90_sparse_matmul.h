@@ -70,8 +70,8 @@ WLIB_DEVICE bool next_step(const SparseMatmulParams& p, int row_tile, SparseStep
 // What a step needs, on its way through a thread's registers.
 template <FloatType kType>
 struct SparseFetch {
-  // Beside the sums there are registers for one piece, all there is of 16-bit activations. A step of
-  // float32 ones is not fetched ahead.
+  // Beside the sums there are registers for one piece, all there is of 16-bit activations. A step
+  // of float32 ones is not fetched ahead.
   static constexpr bool kAhead = TokenTile<kType>::kPieces == 1;
   typename TokenTile<kType>::Piece piece;
   float value[kThreadEntries];
@@ -124,12 +124,11 @@ WLIB_DEVICE void add_products(const SparseSmem<kType>& s, int side, int row, Spa
   for (int r = 0; r < kWarpRows; ++r) {
     const int end = s.starts[side][row + r + 1];
     WLIB_UNROLL_TWICE  // four times would take more registers than there are
-    for (; at < end; ++at) {
+        for (; at < end; ++at) {
       const SparseEntry entry = s.entries[side][at];
       const auto x = s.x.chunk[entry.where ^ lane];
       WLIB_UNROLL
-      for (int t = 0; t < kLaneTokens; ++t)
-        sums[r][t] = fmaf(entry.value, x.token(t), sums[r][t]);
+      for (int t = 0; t < kLaneTokens; ++t) sums[r][t] = fmaf(entry.value, x.token(t), sums[r][t]);
     }
   }
 }

@@ -1,4 +1,5 @@
-// Products of two activations at the places of a sparse matrix: values[i] = <dy[:, n_i], x[:, k_i]>.
+// Products of two activations at the places of a sparse matrix: values[i] = <dy[:, n_i], x[:,
+// k_i]>.
 //
 // A CTA takes a tile and a run of 2048 tokens. Both sides' activations pass through shared memory,
 // 128 tokens at a time; a warp owns up to 64 values, a lane sums every value over four tokens of
@@ -82,7 +83,8 @@ WLIB_DEVICE void sample_pass(SampleSmem<kType>& s, const SampleParams& p, int64_
   for (int i = sm90::thread_index(); i < kPassValues; i += kTileThreads) {
     const int16_t position = i < count ? p.matrix.positions[begin + i] : int16_t(0);
     s.places[i / kGroup].word[i % kGroup] =
-        uint32_t(TokenTile<kType>::where(column_of(position)) | TokenTile<kType>::where(row_of(position)) << 16);
+        uint32_t(TokenTile<kType>::where(column_of(position)) |
+                 TokenTile<kType>::where(row_of(position)) << 16);
   }
   // Whole groups, as many for each warp; places beyond the last value are those of the first.
   constexpr int kStep = kPassValues / kWarpValues * kGroup;

@@ -28,7 +28,7 @@ struct TokenTile {
   static constexpr int kPieces = kTileTokens / kLaneTokens * kPiecesPerToken / kTileThreads;
 
   // A column's values for four tokens, two 16-bit ones in a word.
-  struct alignas(kLaneTokens * kBytes) Chunk {
+  struct alignas(kLaneTokens* kBytes) Chunk {
     uint32_t word[kBytes];
     WLIB_DEVICE float token(int t) const {
       if constexpr (kBytes == 4)

@@ -42,11 +42,10 @@ TileSparse check_matrix(const Checker& check, int64_t rows, int64_t columns,
 // x as rows of `columns` elements.
 int64_t check_activations(const Checker& check, const Tensor& t, const char* argument,
                           int64_t columns, int64_t* stride) {
-  check.require(t.dim() >= 1 && t.size(t.dim() - 1) == columns, argument,
-                [&] {
-                  return std::string(argument) + " of shape [..., " + std::to_string(columns) + "]";
-                },
-                [&] { return shape_text(t); });
+  check.require(
+      t.dim() >= 1 && t.size(t.dim() - 1) == columns, argument,
+      [&] { return std::string(argument) + " of shape [..., " + std::to_string(columns) + "]"; },
+      [&] { return shape_text(t); });
   check.require(t.is_cpu() || t.is_cuda(), argument, std::string(argument) + " on cpu or cuda",
                 [&] { return Checker::device_text(t); });
   const Rows rows = rows_of(check, t, argument);

@@ -27,8 +27,7 @@ void sample(const int16_t* positions, int64_t count, const T* dy, const T* x, do
     const T* right = x + column_of(positions[i]) * kTokenBlock;
     T chain[kChains] = {};
     for (int t = 0; t < kTokenBlock; t += kChains) {
-      for (int c = 0; c < kChains; ++c)
-        chain[c] = std::fma(left[t + c], right[t + c], chain[c]);
+      for (int c = 0; c < kChains; ++c) chain[c] = std::fma(left[t + c], right[t + c], chain[c]);
     }
     sums[i] += (chain[0] + chain[1]) + (chain[2] + chain[3]);
   }

@@ -44,8 +44,7 @@ sim::Report sparse_matmul(const py::array& x, const py::array& values, const Pos
                           const sim::Options& options) {
   SparseMatmulParams p{};
   const int64_t outs = out.shape(1), ins = x.shape(1);
-  p.matrix =
-      matrix(transposed ? ins : outs, transposed ? outs : ins, positions, offsets);
+  p.matrix = matrix(transposed ? ins : outs, transposed ? outs : ins, positions, offsets);
   p.matrix.values = values.data();
   p.matrix.value_type = float_type(values);
   p.x = x.data();
@@ -56,9 +55,9 @@ sim::Report sparse_matmul(const py::array& x, const py::array& values, const Pos
   p.x_stride = x.strides(0) / x.itemsize();
   p.type = float_type(x);
   p.transposed = transposed;
-  std::vector<sim::Buffer> buffers = {
-      buffer(x, "x", false), buffer(values, "values", false), buffer(positions, "positions", false),
-      buffer(offsets, "offsets", false), buffer(out, "out", true)};
+  std::vector<sim::Buffer> buffers = {buffer(x, "x", false), buffer(values, "values", false),
+                                      buffer(positions, "positions", false),
+                                      buffer(offsets, "offsets", false), buffer(out, "out", true)};
   if (base) buffers.push_back(buffer(*base, "base", false));
   if (bias) buffers.push_back(buffer(*bias, "bias", false));
   return atoms::simulate_sparse_matmul(p, ctas, buffers, options);

@@ -102,9 +102,7 @@ class SparseSupport:
         return numbers.repeat_interleave(self.offsets.diff())
 
     @classmethod
-    def from_indices(
-        cls, indices: Tensor, rows: int, columns: int
-    ) -> tuple[SparseSupport, Tensor]:
+    def from_indices(cls, indices: Tensor, rows: int, columns: int) -> tuple[SparseSupport, Tensor]:
         """The support at flat indices row * columns + column, as SLTrain keeps them.
 
         Args:
@@ -282,7 +280,8 @@ def sparse_lowrank_linear(
     Under autocast x, A, B and the bias are cast to its dtype; values may stay in float32.
 
     Args:
-        x: [..., K], float32, bfloat16 or float16, on the CPU also float64; copied if not contiguous.
+        x: [..., K] float32, bfloat16 or float16, on the CPU also float64; copied if it is not
+            contiguous.
         b: B [N, r] of the dtype of x.
         a: A [r, K] of the dtype of x.
         values: [values] of S, any of these dtypes; float64 goes with float64.

@@ -15,7 +15,7 @@ _NAME = "wlib.nn.SparseLowRankLinear"
 
 
 class SparseLowRankLinear(nn.Module):
-    """y = x (scale * B A + S)^T + bias with S on a fixed random support (SLTrain, arXiv 2406.02214).
+    """y = x (scale * B A + S)^T + bias, S on a fixed random support (SLTrain, arXiv 2406.02214).
 
     Starts as in SLTrain: A and the values uniform within 1 / sqrt(in_features), B zero, the bias
     uniform within 1 / sqrt(out_features). The support is drawn once, from `seed`, and saved with
@@ -76,7 +76,7 @@ class SparseLowRankLinear(nn.Module):
         self.b = empty(out_features, rank)
         self.values = empty(support.count)
         self.bias = empty(out_features) if bias else None
-        self.register_load_state_dict_post_hook(_check_support)
+        self.register_load_state_dict_post_hook(_check_support)  # type: ignore[no-untyped-call]
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
