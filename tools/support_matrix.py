@@ -97,6 +97,9 @@ def _simulated_int4fp8() -> Iterator[str]:
 def _simulated_atoms() -> Iterator[str]:
     yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
     yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
+    for kernel in ("sparse_matmul", "sparse_sample"):
+        yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
+    yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
 
 
 def _simulated_prefill() -> Iterator[str]:

@@ -5,6 +5,7 @@
 #include "atoms/ops.h"
 #include "atoms/prng.h"
 #include "atoms/rebuild.h"
+#include "atoms/sparse.h"
 #include "torch/dispatch_table.h"
 
 namespace wlib::atoms {
@@ -27,6 +28,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
       "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
       "out_dtype=None) -> Tensor");
   m.def("prng_project(Tensor values, int count, int seed, str dist, int tensor_id) -> Tensor");
+  m.def(
+      "tile_sparse_matmul(Tensor x, Tensor values, Tensor positions, Tensor offsets, int rows, int "
+      "columns, bool transposed=False, Tensor? base=None, Tensor? bias=None) -> Tensor");
+  m.def(
+      "tile_sampled_matmul(Tensor dy, Tensor x, Tensor positions, Tensor offsets, ScalarType? "
+      "out_dtype=None) -> Tensor");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {
@@ -37,6 +44,8 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("atoms_combine", TORCH_BOX(&combine));
   m.impl("prng_expand", TORCH_BOX(&prng_expand));
   m.impl("prng_project", TORCH_BOX(&prng_project));
+  m.impl("tile_sparse_matmul", TORCH_BOX(&sparse_matmul));
+  m.impl("tile_sampled_matmul", TORCH_BOX(&sparse_sample));
 }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
@@ -52,6 +61,13 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
       {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
                           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
       {"prng_project", "cpu, any dist: one basis at a time\n"},
+      {"tile_sparse_matmul",
+       "cpu: 16 tokens at a time\n" WLIB_CUDA_ROWS(
+           "sm_90a: sm90_sparse_matmul, 128 tokens x 256 outputs\n"
+           "sm_90a, transposed: sm90_sparse_transpose, then sm90_sparse_matmul\n")},
+      {"tile_sampled_matmul",
+       "cpu: 16 tokens at a time\n" WLIB_CUDA_ROWS(
+           "sm_90a: sm90_sparse_sample, a tile and 2048 tokens; sm90_sparse_sum adds up more\n")},
   });
   return table.c_str();
 }

@@ -10,4 +10,5 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_fp4(m);
   wlib::probe::bind_rebuild(m);
   wlib::probe::bind_kv(m);
+  wlib::probe::bind_sparse(m);
 }

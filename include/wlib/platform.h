@@ -13,8 +13,10 @@
 
 #if defined(__CUDA_ARCH__)
 #define WLIB_UNROLL _Pragma("unroll")
+#define WLIB_UNROLL_TWICE _Pragma("unroll 2")
 #define WLIB_NO_UNROLL _Pragma("unroll 1")
 #else
 #define WLIB_UNROLL
+#define WLIB_UNROLL_TWICE
 #define WLIB_NO_UNROLL
 #endif

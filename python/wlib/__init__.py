@@ -22,6 +22,7 @@ from .quantizer import (
     rms_norm_fp8_quantize,
     silu_mul_fp8_quantize,
 )
+from .sparse import SparseSupport, sparse_lowrank_linear, sparse_support
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
@@ -32,6 +33,7 @@ __all__ = [
     "Int4Weight",
     "PackedInt4Experts",
     "PackedInt4Weight",
+    "SparseSupport",
     "atoms_from_layers",
     "atoms_reconstruct",
     "attention_prefill",
@@ -60,6 +62,8 @@ __all__ = [
     "rms_norm_fp8_quantize",
     "silu_mul_fp8_quantize",
     "sort_by_expert",
+    "sparse_lowrank_linear",
+    "sparse_support",
     "tucker_merge",
     "tucker_merge_many",
     "tucker_reconstruct",

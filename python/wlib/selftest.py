@@ -22,6 +22,8 @@ from .reference import atoms as reference_atoms
 from .reference import exact
 from .reference import int4fp8 as reference
 from .reference import rebuild as rebuilt
+from .reference import sparse as reference_sparse
+from .sparse import sparse_support
 
 _SIZES_M = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
 _SIZES_N = (1, 63, 64, 65, 130, 384)
@@ -49,6 +51,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "fp8_quantize": _check_quantize,
         "rebuild": _check_rebuild,
         "atoms_reconstruct": _check_atoms,
+        "tile_sparse_matmul": _check_sparse,
     }
     architecture = "cpu" if device == "cpu" else "sm_"
     rows = info().dispatch
@@ -197,6 +200,40 @@ def _check_atoms(generator: torch.Generator, device: str) -> str:
         if fault:
             return fault
     return ""
+
+
+def _check_sparse(generator: torch.Generator, device: str) -> str:
+    """Small integers: both products and the sampled one are exact in float32."""
+    m, n = _draw(_SIZES_M, generator), _draw(_SIZES_N, generator)
+    k, density = _draw((1, 64, 128, 300), generator), 0.05 * _draw((0, 1, 8), generator)
+    support = sparse_support(
+        n, k, density, seed=int(torch.randint(1 << 30, (), generator=generator))
+    )
+    dtype = _draw_dtype(generator)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randint(-2, 3, size, generator=generator).to(dtype)
+
+    x, dy, values = draw(m, k), draw(m, n), draw(support.count)
+    s = reference_sparse.sparse(values, support.indices(), n, k)
+    true = (
+        x.double() @ s.T + dy.double(),
+        dy.double() @ s,
+        support.gather(dy.double().T @ x.double()),
+    )
+    places = [t.to(device) for t in (support.positions, support.offsets)]
+    left, right, v = x.to(device), dy.to(device), values.to(device)
+    got = (
+        torch.ops.wlib.tile_sparse_matmul(left, v, *places, n, k, False, right),
+        torch.ops.wlib.tile_sparse_matmul(right, v, *places, n, k, True),
+        torch.ops.wlib.tile_sampled_matmul(right, left, *places),
+    )
+    where = f"m={m}, n={n}, k={k}, {support.count} values, {dtype}"
+    faults = (
+        _difference(y.cpu(), exact_one.to(dtype), f"{name}, {where}")
+        for name, y, exact_one in zip(("y", "dx", "dvalues"), got, true, strict=True)
+    )
+    return next(filter(None, faults), "")
 
 
 def _draw_dtype(generator: torch.Generator) -> torch.dtype:

@@ -19,6 +19,24 @@ CASES = (  # m, n, k, group_size, zero_point
     (64, 200, 512, 128, False),
     (70, 64, 256, 64, False),
 )
+SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
+
+
+def sparse_is_right(m: int, n: int, k: int, device: str) -> bool:
+    """Whether all products of a sparse matrix are those of the CPU."""
+    support = wlib.sparse_support(n, k, 0.05)
+    draw = torch.Generator().manual_seed(k)
+    sizes = ((m, k), (m, n), (support.count,))
+    x, dy, values = (torch.randint(-1, 2, s, generator=draw).float() for s in sizes)
+    results = []
+    for where in ("cpu", device):
+        places = [t.to(where) for t in (support.positions, support.offsets)]
+        a, b, v = (t.to(where) for t in (x, dy, values))
+        forward = torch.ops.wlib.tile_sparse_matmul(a, v, *places, n, k)
+        transposed = torch.ops.wlib.tile_sparse_matmul(b, v, *places, n, k, True)
+        sampled = torch.ops.wlib.tile_sampled_matmul(b, a, *places)
+        results.append([t.cpu() for t in (forward, transposed, sampled)])
+    return all(map(torch.equal, *results))
 
 
 def grouped_is_right(problem: Problem, device: str) -> bool:
@@ -48,6 +66,10 @@ def main(device: str) -> int:
         right = right and grouped_is_right(problem, device)
         wrong += not right
         print(f"M={m} N={n} K={k} G={group_size}: {'right' if right else 'WRONG'}", flush=True)
+    for m, n, k in SPARSE_CASES:
+        right = sparse_is_right(m, n, k, device)
+        wrong += not right
+        print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
     return int(wrong > 0)
 
 

@@ -1,0 +1,195 @@
+// Activations times a sparse matrix in tiles, and the order of a tile's values for its transpose.
+//
+// A CTA makes 128 tokens x 256 outputs. For each tile column of the matrix it keeps the activations
+// in shared memory and lets the values of two tiles, one below the other, pass by; a warp owns 16
+// rows, a lane four tokens, and their sums stay in registers. What the next step needs is fetched
+// into registers while this one's products are added up.
+#pragma once
+
+#include "atoms/sm90_token_tile.h"
+#include "wlib/sm90/sync.h"
+
+namespace wlib::atoms {
+
+constexpr int kWarpRows = 16;
+constexpr int kSides = 2;  // tiles of a step
+constexpr int kSideThreads = kTileThreads / kSides;
+constexpr int kOutRows = kSides * kSparseTile;
+constexpr int kStepEntries = 512;  // of each side
+constexpr int kThreadEntries = kStepEntries / kSideThreads;
+static_assert(kTileThreads / sm90::kWarpThreads * kWarpRows == kOutRows);
+
+// A value, and where the activations of its column lie.
+struct alignas(8) SparseEntry {
+  float value;
+  int32_t where;
+};
+
+template <FloatType kType>
+struct SparseSmem {
+  TokenTile<kType> x;
+  SparseEntry entries[kSides][kStepEntries];
+  int32_t starts[kSides][kSparseTile + 1];  // first entry of a row, or of the next that has any
+};
+
+// A tile column, and which run of entries of its tiles; `begin` and `count` are of the own side.
+struct SparseStep {
+  int tile, run, count;
+  int64_t begin;
+};
+
+WLIB_DEVICE int64_t tile_number(const SparseMatmulParams& p, int row_tile, int column_tile) {
+  return p.transposed ? int64_t(column_tile) * p.matrix.column_tiles() + row_tile
+                      : int64_t(row_tile) * p.matrix.column_tiles() + column_tile;
+}
+
+// Moves on to the next step that has entries on any side; the same one for all threads of the CTA.
+WLIB_DEVICE bool next_step(const SparseMatmulParams& p, int row_tile, SparseStep& step) {
+  const int rows = p.transposed ? p.matrix.column_tiles() : p.matrix.row_tiles();
+  const int columns = p.transposed ? p.matrix.row_tiles() : p.matrix.column_tiles();
+  const int own = sm90::thread_index() / kSideThreads;
+  for (++step.run; step.tile < columns; ++step.tile, step.run = 0) {
+    const int64_t first = int64_t(step.run) * kStepEntries;
+    bool any = false;
+    step.count = 0;
+    WLIB_UNROLL
+    for (int side = 0; side < kSides; ++side) {
+      if (row_tile + side >= rows) continue;
+      const int64_t* offset = p.matrix.offsets + tile_number(p, row_tile + side, step.tile);
+      const int64_t left = offset[1] - offset[0] - first;
+      any |= left > 0;
+      if (side != own) continue;
+      step.begin = offset[0] + first;
+      step.count = int(left < 0 ? 0 : left < kStepEntries ? left : kStepEntries);
+    }
+    if (any) return true;
+  }
+  return false;
+}
+
+// What a step needs, on its way through a thread's registers.
+template <FloatType kType>
+struct SparseFetch {
+  // Beside the sums there are registers for one piece, all there is of 16-bit activations. A step
+  // of float32 ones is not fetched ahead.
+  static constexpr bool kAhead = TokenTile<kType>::kPieces == 1;
+  typename TokenTile<kType>::Piece piece;
+  float value[kThreadEntries];
+  int16_t position[kThreadEntries], before[kThreadEntries];  // before: of the entry before
+
+  WLIB_DEVICE void load(const SparseMatmulParams& p, const TokenRows& x, int64_t token,
+                        const SparseStep& step) {
+    if (kAhead && step.run == 0)
+      TokenTile<kType>::load(x, token, step.tile * kSparseTile, 0, piece);
+    WLIB_UNROLL
+    for (int i = 0; i < kThreadEntries; ++i) {
+      const int index = sm90::thread_index() % kSideThreads + i * kSideThreads;
+      if (index >= step.count) continue;
+      const int64_t at = step.begin + index;
+      value[i] = load_float(p.matrix.values, p.matrix.value_type, at);
+      position[i] = p.matrix.positions[at];
+      before[i] = p.matrix.positions[index ? at - 1 : at];
+    }
+  }
+
+  // Entries ascend by rows: each writes the starts of the rows since the one before.
+  WLIB_DEVICE void store(SparseSmem<kType>& s, const TokenRows& x, int64_t token,
+                         const SparseStep& step) {
+    if (kAhead && step.run == 0) s.x.store(0, piece);
+    if (!kAhead && step.run == 0) s.x.copy(x, token, step.tile * kSparseTile);
+    const int side = sm90::thread_index() / kSideThreads;
+    const int own = sm90::thread_index() % kSideThreads;
+    if (step.count == 0 && own <= kSparseTile) s.starts[side][own] = 0;
+    WLIB_UNROLL
+    for (int i = 0; i < kThreadEntries; ++i) {
+      const int index = own + i * kSideThreads;
+      if (index >= step.count) continue;
+      const int row = row_of(position[i]);
+      s.entries[side][index] = {value[i], TokenTile<kType>::where(column_of(position[i]))};
+      for (int r = index ? row_of(before[i]) + 1 : 0; r <= row; ++r) s.starts[side][r] = index;
+      if (index + 1 < step.count) continue;
+      for (int r = row + 1; r <= kSparseTile; ++r) s.starts[side][r] = step.count;
+    }
+  }
+};
+
+using SparseSums = float[kWarpRows][kLaneTokens];
+
+// Adds the step's products of the warp's rows, in the order of their columns.
+template <FloatType kType>
+WLIB_DEVICE void add_products(const SparseSmem<kType>& s, int side, int row, SparseSums& sums) {
+  const int lane = sm90::lane_index();
+  int at = s.starts[side][row];
+  WLIB_UNROLL
+  for (int r = 0; r < kWarpRows; ++r) {
+    const int end = s.starts[side][row + r + 1];
+    WLIB_UNROLL_TWICE  // four times would take more registers than there are
+        for (; at < end; ++at) {
+      const SparseEntry entry = s.entries[side][at];
+      const auto x = s.x.chunk[entry.where ^ lane];
+      WLIB_UNROLL
+      for (int t = 0; t < kLaneTokens; ++t) sums[r][t] = fmaf(entry.value, x.token(t), sums[r][t]);
+    }
+  }
+}
+
+// Adds bias and base to a lane's sums, rounds and stores them.
+template <FloatType kType>
+WLIB_DEVICE void finish_rows(const SparseMatmulParams& p, int rows, int64_t token, int row,
+                             const SparseSums& sums) {
+  WLIB_UNROLL
+  for (int t = 0; t < kLaneTokens; ++t) {
+    WLIB_UNROLL
+    for (int first = 0; first < kWarpRows; first += kRun) {
+      const int count = rows - row - first;
+      if (token + t >= p.tokens || count <= 0) continue;
+      const int64_t at = (token + t) * rows + row + first;
+      Run base{}, bias{};
+      if (p.base) load_run(p.base, kType, at, count, whole_runs(p.base, rows), base);
+      if (p.bias) load_run(p.bias, kType, row + first, count, whole_runs(p.bias, rows), bias);
+      uint32_t bits[kRun];
+      WLIB_UNROLL
+      for (int i = 0; i < kRun; ++i) {
+        float value = sums[first + i][t];
+        if (p.bias) value += run_value(bias, kType, i);
+        if (p.base) value += run_value(base, kType, i);
+        bits[i] = from_float(kType, value);
+      }
+      store_run(p.out, kType, at, count, whole_runs(p.out, rows), bits);
+    }
+  }
+}
+
+template <FloatType kType>
+WLIB_KERNEL(kTileThreads)
+sparse_matmul_kernel(WLIB_GRID_CONSTANT SparseMatmulParams p) {
+  auto& s = sm90::dynamic_smem<SparseSmem<kType>>();
+  const int rows = p.transposed ? p.matrix.columns : p.matrix.rows;
+  const TokenRows x{p.x, p.x_stride, p.tokens, p.transposed ? p.matrix.rows : p.matrix.columns};
+  const int row_blocks = (rows + kOutRows - 1) / kOutRows;
+  const int64_t items = (p.tokens + kTileTokens - 1) / kTileTokens * row_blocks;
+  const int side = sm90::warp_index() * kWarpRows / kSparseTile;
+  const int row = sm90::warp_index() * kWarpRows % kSparseTile;
+  for (int64_t item = sm90::block_index_x(); item < items; item += sm90::grid_size_x()) {
+    const int block = int(item % row_blocks);
+    const int64_t token = item / row_blocks * kTileTokens;
+    SparseSums sums = {};
+    SparseFetch<kType> fetch;
+    SparseStep step{0, -1, 0, 0};
+    bool more = next_step(p, block * kSides, step);
+    if (fetch.kAhead && more) fetch.load(p, x, token, step);
+    while (more) {
+      sm90::block_sync();  // the last step's reads
+      if (!fetch.kAhead) fetch.load(p, x, token, step);
+      fetch.store(s, x, token, step);
+      sm90::block_sync();
+      more = next_step(p, block * kSides, step);
+      if (fetch.kAhead && more) fetch.load(p, x, token, step);
+      add_products(s, side, row, sums);
+    }
+    finish_rows<kType>(p, rows, token + sm90::lane_index() * kLaneTokens,
+                       block * kOutRows + side * kSparseTile + row, sums);
+  }
+}
+
+}  // namespace wlib::atoms
