@@ -33,10 +33,11 @@ class AppendCase:
     smooth: Array | None = None
     tokens_per_cta: int = 1
     heads_per_cta: int = 1
+    beyond: int = 0  # so many tokens in front have slots beyond the cache, which a GPU leaves alone
 
     def cache(self) -> list[Array]:
         """Codes and scales of keys and values as they are before."""
-        rng = np.random.default_rng(len(self.slots))
+        rng = np.random.default_rng(self.blocks)
         heads, dim = self.k.shape[1:]
         codes, scales = (self.blocks, heads, dim * 32), (self.blocks, heads, 64)
         return [
@@ -49,7 +50,8 @@ class AppendCase:
         mean, smooth = (
             None if a is None else torch.from_numpy(a) for a in (self.mean, self.smooth)
         )
-        tokens = as_torch(self.k), as_torch(self.v), torch.from_numpy(self.slots)
+        given = (array[self.beyond :] for array in (self.k, self.v, self.slots))
+        tokens = map(as_torch, given)
         torch.ops.wlib.append_kv_int4(*tokens, k, v, k_scale, v_scale, k_mean=mean, k_smooth=smooth)
         return [as_numpy(tensor) for tensor in (k, v, k_scale, v_scale)]
 
@@ -141,6 +143,14 @@ def append_case(
     blocks = int(slots.max(initial=0)) // 64 + 2
     v = draw(rng, dtype, tokens, heads, dim)
     return AppendCase(k, v, slots.astype(np.int64), blocks, options, **factors, **launch)
+
+
+def case_beyond(rng: np.random.Generator, options: dict[str, Any]) -> AppendCase:
+    """Four tokens with slots beyond the cache, then four with slots in it."""
+    case = append_case(rng, slots_of((62, 8)), options)
+    case.slots[:4] = case.blocks * 64 + np.arange(4)
+    case.beyond = 4
+    return case
 
 
 def queries_case(

@@ -209,7 +209,7 @@ WLIB_DEVICE void append_block(const AppendLaunch& l, AppendSmem<kHeadDim>& s, in
       quantize_slot<T>(p, s, block, head, slot);
     sm90::block_sync();
     store_values(p, s, present, block, head);
-    sm90::block_sync();  // the next head's values, or the next block's tokens, go to the same place
+    sm90::block_sync();  // the next head, or block, uses the same memory
   }
 }
 
