@@ -1,0 +1,26 @@
+"""Planted bugs in the int4fp8 kernels and the ring: textual edits, and the check that must fire.
+
+`numerics` is the comparison with the float64 reference; every other name is one of the simulator's.
+"""
+
+from __future__ import annotations
+
+from sim.mutants.cooperative import COOPERATIVE_MUTANTS, ZERO_MUTANTS
+from sim.mutants.decode import CLUSTER_MUTANTS, RING_MUTANTS, VALUE_MUTANTS, WGMMA_MUTANTS
+from sim.mutants.epilogue import EPILOGUE_MUTANTS
+from sim.mutants.planted import CONTROL
+from sim.mutants.quantize import GROUP_SUMS_MUTANTS, QUANTIZER_MUTANTS
+
+__all__ = ["CONTROL", "MUTANTS"]
+
+MUTANTS = [
+    *RING_MUTANTS,
+    *WGMMA_MUTANTS,
+    *CLUSTER_MUTANTS,
+    *VALUE_MUTANTS,
+    *EPILOGUE_MUTANTS,
+    *QUANTIZER_MUTANTS,
+    *GROUP_SUMS_MUTANTS,
+    *COOPERATIVE_MUTANTS,
+    *ZERO_MUTANTS,
+]
