@@ -47,8 +47,7 @@ MUTANTS = [
         "values of the next head over those being packed",
         "smem-race",
         APPEND,
-        "    sm90::block_sync();  // the next head, or block, uses the same memory
-",
+        "    sm90::block_sync();  // the next head, or block, uses the same memory\n",
         "",
     ),
     mutant(
