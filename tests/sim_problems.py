@@ -285,7 +285,7 @@ class CooperativeInstance(NamedTuple):
     """An instance of the cooperative kernel that is compiled in."""
 
     tokens: int
-    slabs: int
+    rows: int  # of a tile; 256: in clusters of two CTAs
     stages: int
     groups_per_tile: int
     zero_points: bool
@@ -297,12 +297,12 @@ COOPERATIVE_INSTANCES = [CooperativeInstance(*row) for row in probe.int4fp8_coop
 def cooperative(
     problem: Problem,
     instance: CooperativeInstance,
-    ctas: int = 1,
+    clusters: int = 1,
     out: type[np.generic] = np.float32,
     packed: npt.NDArray[np.uint8] | None = None,
     **options: Any,
 ) -> Result:
-    """Run the cooperative kernel: `ctas` CTAs share the tiles."""
+    """Run the cooperative kernel: `clusters` clusters share the tiles."""
     y = problem.output(out)
     report = probe.int4fp8_cooperative(
         problem.x,
@@ -312,7 +312,7 @@ def cooperative(
         y,
         x_sums=problem.x_sums() if instance.zero_points else None,
         expert_offsets=problem.expert_offsets,
-        ctas=ctas,
+        clusters=clusters,
         options=probe.Options(**options),
         **instance._asdict(),
     )

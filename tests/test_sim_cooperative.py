@@ -19,7 +19,7 @@ from sim_problems import (
     without_signed_zero,
 )
 
-SMALL, SMALL_GROUPS = COOPERATIVE_INSTANCES[-2:]  # tiles of 64 tokens, rings of 2 and 3 stages
+SMALL, SMALL_GROUPS = COOPERATIVE_INSTANCES[-2:]  # tiles of 32 tokens, rings of 3 and 2 stages
 OUT_TYPES = (np.float32, np.float16, np.uint16)
 
 
@@ -30,13 +30,13 @@ def draw_shape(rng: np.random.Generator, instance: CooperativeInstance, tiles: i
         group_size = 128 // instance.groups_per_tile
         k = (k // group_size + 2) * group_size
     m = int(rng.integers(1, 2 * instance.tokens + 2))
-    n = int(rng.choice([1, 7, 63, 64, 65, 130, 200, 257]))
+    n = int(rng.choice([1, 7, 63, 64, 65, 130, 257, 300, 513]))
     return Shape(m, n, k, int(rng.choice(group_sizes(instance, k))), bool(instance.zero_points))
 
 
 def draw_options(rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "ctas": int(rng.integers(1, 4)),
+        "clusters": int(rng.integers(1, 4)),
         "seed": int(rng.integers(1 << 30)),
         "schedule": str(rng.choice(["random", "random", "round_robin"])),
         "timing": str(rng.choice(["random", "random", "eager", "lazy"])),
@@ -63,23 +63,41 @@ def test_exact_problems_match_bit_for_bit(seed):
 
 @pytest.mark.parametrize("instance", COOPERATIVE_INSTANCES, ids=str)
 def test_every_instance(instance):
-    rng = np.random.default_rng(instance.slabs)
+    rng = np.random.default_rng(instance.rows)
     shape = draw_shape(rng, instance, 3)
     check_exact(rng, instance, shape, np.float32, **draw_options(rng))
 
 
 @pytest.mark.parametrize("timing", ["random", "lazy"])
 def test_many_passes_over_the_ring_and_many_tiles(timing):
-    """9 k tiles in a ring of 2 stages, 6 tiles of y for 2 CTAs."""
+    """9 k tiles in a ring of 3 stages, 10 tiles of y for 2 CTAs, whose warpgroups take turns."""
     rng = np.random.default_rng(5)
     shape = Shape(150, 250, 128 * 9, 128)
-    check_exact(rng, SMALL, shape, np.float32, ctas=2, timing=timing)
+    check_exact(rng, SMALL, shape, np.float32, clusters=2, timing=timing)
+
+
+@pytest.mark.parametrize("timing", ["random", "lazy", "eager"])
+@pytest.mark.parametrize("n", [1, 256, 257, 1000])
+def test_pairs_share_activations(n, timing):
+    """None, some and all of the second CTA's rows exist; a second pair of row tiles; 5 k tiles."""
+    rng = np.random.default_rng(n)
+    shape = Shape(70, n, 128 * 5, 64, True)
+    check_exact(rng, SMALL_GROUPS, shape, np.float32, clusters=2, timing=timing, seed=n)
+
+
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("k_tiles", [1, 2, 3, 4])
+def test_warpgroups_take_turns(tiles, k_tiles):
+    """As many k tiles as stages, fewer and more; both warpgroups end with the last tile."""
+    rng = np.random.default_rng(10 * tiles + k_tiles)
+    shape = Shape(32 * tiles, 65, 128 * k_tiles, 128)
+    check_exact(rng, SMALL, shape, np.float32, timing="random", preempt_every=200, seed=tiles)
 
 
 def test_more_token_blocks_than_a_band():
-    """17 blocks of 64 tokens: the last band holds one."""
+    """17 blocks of 32 tokens: the last band holds one."""
     rng = np.random.default_rng(6)
-    check_exact(rng, SMALL, Shape(17 * 64, 130, 64, 64), np.float32, ctas=3)
+    check_exact(rng, SMALL, Shape(17 * 32, 130, 64, 64), np.float32, clusters=3)
 
 
 @pytest.mark.parametrize("truncate", [False, True])
@@ -108,7 +126,7 @@ def test_result_does_not_depend_on_the_schedule_or_the_tile(groups, zeros):
     assert len(same) > 1
     results = set()
     for seed, instance in enumerate(same):
-        y, findings = cooperative(problem, instance, ctas=1 + seed % 2, seed=seed)
+        y, findings = cooperative(problem, instance, clusters=1 + seed % 2, seed=seed)
         assert findings == []
         results.add(y.tobytes())
     assert len(results) == 1

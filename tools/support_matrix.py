@@ -89,8 +89,8 @@ def _simulated_int4fp8() -> Iterator[str]:
     for tokens, consumers, stages, groups, zeros in wlib_probe.int4fp8_decode_instances():
         values = f"{tokens}, {groups}, {str(bool(zeros)).lower()}, {consumers}, {stages}"
         yield f"decode_kernel<DecodeConfig<{values}>>"
-    for tokens, slabs, stages, groups, zeros in wlib_probe.int4fp8_cooperative_instances():
-        values = f"{tokens}, {slabs}, {groups}, {str(bool(zeros)).lower()}, {stages}"
+    for tokens, rows, stages, groups, zeros in wlib_probe.int4fp8_cooperative_instances():
+        values = f"{tokens}, {rows}, {groups}, {str(bool(zeros)).lower()}, {stages}"
         yield f"cooperative_kernel<CooperativeConfig<{values}>>"
 
 

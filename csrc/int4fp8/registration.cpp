@@ -4,6 +4,7 @@
 
 #include "int4fp8/cpu.h"
 #include "int4fp8/cuda.h"
+#include "int4fp8/gemm_plan.h"
 #include "int4fp8/ops.h"
 #include "torch/dispatch_table.h"
 
@@ -65,6 +66,12 @@ WLIB_EXPORT const char* wlib_int4fp8_dispatch() {
       {"int4fp8_gemm_grouped", "cpu: one expert after the other, each as int4fp8_gemm does\n" +
                                    std::string(WLIB_CUDA_ROWS(gemm_grouped_cuda_rows()))},
   });
+  return table.c_str();
+}
+
+// Which tiles int4fp8_gemm takes beyond 64 tokens on the 132 SMs of an H100 or H200.
+WLIB_EXPORT const char* wlib_int4fp8_tiles() {
+  static const std::string table = large_plan_table(132);
   return table.c_str();
 }
 

@@ -1,4 +1,4 @@
-// The cooperative kernel; compiled once per number of slabs per warpgroup, WLIB_INSTANCE.
+// The cooperative kernel; compiled once per number of rows of a tile, WLIB_INSTANCE.
 #include "int4fp8/sm90_cooperative.h"
 #include "int4fp8/sm90_launch.h"
 #include "wlib/sm90/launch.h"
@@ -12,9 +12,16 @@ cudaError_t launch_config(const GemmParams& g, int sms, cudaStream_t stream) {
   static_assert(kBytes <= 227 * 1024);
   CooperativeParams p;
   if (!make_cooperative_params<C>(g, &p)) return cudaErrorInvalidValue;
+  int clusters = sms;  // resident at a time
+  if constexpr (C::kCtas > 1) {
+    if (const cudaError_t error = sm90::resident_clusters(cooperative_kernel<C>, C::kThreads,
+                                                          kBytes, C::kCtas, &clusters))
+      return error;
+  }
   const int64_t tiles = int64_t(p.row_tiles) * p.token_blocks;
-  const int ctas = tiles < sms ? int(tiles) : sms;
-  return sm90::launch(cooperative_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
+  if (tiles < clusters) clusters = int(tiles);
+  return sm90::launch(cooperative_kernel<C>, dim3(clusters * C::kCtas), C::kThreads, kBytes,
+                      C::kCtas, stream, p);
 }
 
 template <bool kZeros>

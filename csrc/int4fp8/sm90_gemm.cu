@@ -18,8 +18,8 @@ cudaError_t launch_large(const GemmParams& p, cudaStream_t stream) {
     return error;
   if (p.zero_points && !p.x_sums) return launch_decode<64>(p, stream);  // K = 0
   switch (plan_large(p.m, p.n, p.k, sms, experts_of(p))) {
-    case LargeKernel::kCooperative1: return launch_cooperative<1>(p, sms, stream);
-    case LargeKernel::kCooperative2: return launch_cooperative<2>(p, sms, stream);
+    case LargeKernel::kPingPong: return launch_cooperative<128>(p, sms, stream);
+    case LargeKernel::kPairs: return launch_cooperative<256>(p, sms, stream);
     default: return launch_decode<64>(p, stream);
   }
 }
@@ -38,8 +38,8 @@ constexpr Row kRows[] = {
     {32, "sm90_decode, tile of 32 tokens", launch_decode<32>},
     {kDecodeTokens, "sm90_decode, tile of 64 tokens", launch_decode<64>},
     {0,
-     "the cheapest by gemm_plan.h of sm90_cooperative 128x128, sm90_cooperative 256x128 and "
-     "sm90_decode in blocks of 64 tokens",
+     "the cheapest by gemm_plan.h of sm90_cooperative 128x128 ping-pong, sm90_cooperative 256x128 "
+     "in pairs and sm90_decode in blocks of 64 tokens",
      launch_large},
 };
 

@@ -33,12 +33,12 @@ cudaError_t launch_decode<32>(const GemmParams& p, cudaStream_t stream);
 template <>
 cudaError_t launch_decode<64>(const GemmParams& p, cudaStream_t stream);
 
-// Tiles of 128 * kSlabs rows x 128 tokens; zero points need x_sums.
-template <int kSlabs>
+// Tiles of kRows rows x 128 tokens, 128 or 256; zero points need x_sums.
+template <int kRows>
 cudaError_t launch_cooperative(const GemmParams& p, int sms, cudaStream_t stream);
 template <>
-cudaError_t launch_cooperative<1>(const GemmParams& p, int sms, cudaStream_t stream);
+cudaError_t launch_cooperative<128>(const GemmParams& p, int sms, cudaStream_t stream);
 template <>
-cudaError_t launch_cooperative<2>(const GemmParams& p, int sms, cudaStream_t stream);
+cudaError_t launch_cooperative<256>(const GemmParams& p, int sms, cudaStream_t stream);
 
 }  // namespace wlib::int4fp8

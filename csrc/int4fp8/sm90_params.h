@@ -8,7 +8,8 @@
 namespace wlib::int4fp8 {
 
 struct KernelParams {
-  sm90::TensorMap x;      // [m, k] E4M3, box tokens x 128, 128-byte swizzle; zeros beyond m and k
+  sm90::TensorMap
+      x;  // [m, k] E4M3, box tokens of a CTA x 128, 128-byte swizzle; zeros beyond m and k
   const uint8_t* weight;  // packed, see layout/int4_tile.h; of all experts, one after the other
   const float* x_scale;   // [m]
   int m, n, k_tiles;
@@ -28,8 +29,9 @@ inline int64_t most_token_blocks(const GemmParams& g, int tokens) {
   return begun + (g.m - begun) / tokens;
 }
 
-// False if the driver refuses the tensor map of x.
-inline bool make_kernel_params(const GemmParams& g, int tokens, KernelParams* p) {
+// Tiles of `tokens` tokens, of which each CTA of a cluster of `ctas` fetches its share. False if
+// the driver refuses the tensor map of x.
+inline bool make_kernel_params(const GemmParams& g, int tokens, KernelParams* p, int ctas = 1) {
   p->weight = g.weight;
   p->x_scale = g.x_scale;
   p->m = int(g.m);
@@ -44,7 +46,7 @@ inline bool make_kernel_params(const GemmParams& g, int tokens, KernelParams* p)
   p->epilogue = g.epilogue;
   if (p->k_tiles == 0) return true;  // x is never read
   return sm90::make_tensor_map(&p->x, {g.x, uint64_t(g.m), uint64_t(g.k), uint64_t(g.x_stride),
-                                       uint32_t(tokens), int4::kTileColumns, 1});
+                                       uint32_t(tokens / ctas), int4::kTileColumns, 1});
 }
 
 }  // namespace wlib::int4fp8

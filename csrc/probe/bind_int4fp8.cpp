@@ -77,7 +77,7 @@ sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& wei
                         const Array<float>& x_scale, const py::dict& epilogue, py::array y,
                         const std::optional<Array<float>>& x_sums,
                         const std::optional<py::array>& expert_offsets, int groups_per_tile,
-                        bool zero_points, int tokens, int slabs, int stages, int ctas,
+                        bool zero_points, int tokens, int rows, int stages, int clusters,
                         const sim::Options& options) {
   auto p = gemm_params(x, weight, x_scale, epilogue, y, groups_per_tile, zero_points);
   if (expert_offsets) set_experts(p, *expert_offsets);
@@ -85,7 +85,7 @@ sim::Report cooperative(const py::array_t<uint8_t>& x, const Array<uint8_t>& wei
     p.x_sums = x_sums->data();
     p.x_sums_pitch = x_sums->shape(1);
   }
-  return int4fp8::simulate_cooperative(p, {tokens, slabs, stages, ctas}, options);
+  return int4fp8::simulate_cooperative(p, {tokens, rows, stages, clusters}, options);
 }
 
 // x [rows, k], or [rows, 2 k] with `interleaved` given -> codes [rows, k] E4M3 bits, scale [rows],
@@ -149,8 +149,8 @@ void bind_int4fp8(py::module_& m) {
   m.def("int4fp8_cooperative", &cooperative, py::arg("x").noconvert(),
         py::arg("weight").noconvert(), py::arg("x_scale").noconvert(), py::arg("epilogue"),
         py::arg("y"), py::kw_only(), py::arg("x_sums"), py::arg("expert_offsets"),
-        py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("slabs"),
-        py::arg("stages"), py::arg("ctas"), py::arg("options"));
+        py::arg("groups_per_tile"), py::arg("zero_points"), py::arg("tokens"), py::arg("rows"),
+        py::arg("stages"), py::arg("clusters"), py::arg("options"));
   m.def("int4fp8_quantize", &quantize, py::arg("x"), py::arg("codes").noconvert(),
         py::arg("scale").noconvert(), py::kw_only(), py::arg("sums") = py::none(),
         py::arg("group_log2") = 0, py::arg("weight") = py::none(), py::arg("residual") = py::none(),

@@ -112,11 +112,7 @@ std::pair<int, int> plan(int row_blocks, int k_tiles, int tokens, const std::vec
 }
 
 const char* large_plan(int64_t m, int64_t n, int64_t k, int sms, int64_t experts) {
-  switch (int4fp8::plan_large(m, n, k, sms, experts)) {
-    case int4fp8::LargeKernel::kCooperative1: return "cooperative 128x128";
-    case int4fp8::LargeKernel::kCooperative2: return "cooperative 256x128";
-    default: return "decode";
-  }
+  return int4fp8::large_kernel_name(int4fp8::plan_large(m, n, k, sms, experts));
 }
 
 }  // namespace

@@ -13,10 +13,10 @@ struct DecodeLaunch {
   int clusters;  // resident at a time; they share the items
 };
 
-// Which instance of the cooperative kernel, and how many CTAs share the tiles.
+// Which instance of the cooperative kernel, and how many clusters share the tiles.
 struct CooperativeLaunch {
-  int tokens, slabs, stages;
-  int ctas;
+  int tokens, rows, stages;
+  int clusters;  // of one CTA or two, by the instance
 };
 
 // All throw std::invalid_argument for what is not compiled in.
@@ -30,7 +30,7 @@ sim::Report simulate_group_sums(const GroupSumsParams& params, const sim::Option
 // Rows {tokens, consumers, stages, groups per tile, zero points} of what simulate_decode accepts;
 // the library's own come first.
 std::vector<std::vector<int>> decode_instances();
-// Rows {tokens, slabs, stages, groups per tile, zero points} of what simulate_cooperative accepts.
+// Rows {tokens, rows, stages, groups per tile, zero points} of what simulate_cooperative accepts.
 std::vector<std::vector<int>> cooperative_instances();
 
 inline sim::Buffer input(const void* data, int64_t bytes, const char* name) {

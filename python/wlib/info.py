@@ -23,6 +23,7 @@ class Info:
         devices: the CPU's instruction set, and name and compute capability of each GPU.
         cuda_kernels: architectures the library has GPU code for, and the compiler that made it.
         dispatch: op -> the rows of its dispatch table, in the order in which they are tried.
+        tiles: which tile of int4fp8_gemm serves more than 64 tokens, for M, N, K on 132 SMs.
     """
 
     version: str
@@ -32,6 +33,7 @@ class Info:
     devices: tuple[str, ...]
     cuda_kernels: str
     dispatch: dict[str, tuple[str, ...]]
+    tiles: tuple[str, ...]
 
     def __str__(self) -> str:
         lines = [
@@ -43,6 +45,8 @@ class Info:
         ]
         for op, rows in self.dispatch.items():
             lines += [f"torch.ops.wlib.{op}", *(f"  {row}" for row in rows)]
+        lines += ["int4fp8_gemm, more than 64 tokens, by counted cycles on 132 SMs"]
+        lines += [f"  {tile}" for tile in self.tiles]
         return "\n".join(lines)
 
 
@@ -61,6 +65,7 @@ def info() -> Info:
         devices=tuple(devices),
         cuda_kernels=text("wlib_cuda_summary"),
         dispatch={op: rows for family in FAMILIES for op, rows in family_dispatch(family).items()},
+        tiles=tuple(text("wlib_int4fp8_tiles").splitlines()),
     )
 
 

@@ -2,6 +2,7 @@
 // the index and phase arithmetic, in one place.
 #pragma once
 
+#include "wlib/sm90/cluster.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::sm90 {
@@ -21,12 +22,22 @@ struct RingCursor {
       parity ^= 1;
     }
   }
+  // Past what another consumer takes.
+  WLIB_DEVICE void skip(int steps) {
+    stage += steps;
+    parity ^= stage / kStages & 1;
+    stage %= kStages;
+  }
 };
 
 // If consumers take turns at the stages, a stage must always fall to the same one. Otherwise a
 // consumer may wait for the second pass over a stage whose first pass is still in flight (copies
 // complete out of order), and the parity it waits for, that of the phase before the first, passes
-// at once.
+// at once. Or a consumer's first wait comes after the last one of the consumer before it, by a
+// barrier: then every earlier pass has completed.
+//
+// kCtas > 1: the producers of a cluster's CTAs fill each other's stages. They wait until a stage
+// has been read in all of them, and `readers` counts the warps of all.
 template <int kStages>
 struct Ring {
   uint64_t full[kStages];   // one arrival (the producer's expect_tx) plus the bytes of the copies
@@ -42,8 +53,13 @@ struct Ring {
     mbarrier_init_fence();
   }
   // Producer. In the first pass nothing was released yet: the opposite parity passes at once.
+  template <int kCtas = 1>
   WLIB_DEVICE void wait_empty(RingCursor<kStages> at) {
-    mbarrier_wait(empty[at.stage], at.parity ^ 1);
+    const uint32_t before = at.parity ^ 1;
+    if constexpr (kCtas == 1)
+      mbarrier_wait(empty[at.stage], before);
+    else
+      mbarrier_wait_cluster(empty[at.stage], before);
   }
   WLIB_DEVICE uint64_t& expect(RingCursor<kStages> at, uint32_t bytes) {
     mbarrier_arrive_expect_tx(full[at.stage], bytes);
@@ -51,9 +67,14 @@ struct Ring {
   }
   // Consumer.
   WLIB_DEVICE void wait_full(RingCursor<kStages> at) { mbarrier_wait(full[at.stage], at.parity); }
+  template <int kCtas = 1>
   WLIB_DEVICE void release(RingCursor<kStages> at) {
-    warp_sync();  // the elected lane's arrival speaks for the reads of the whole warp
-    if (elect()) mbarrier_arrive(empty[at.stage]);
+    warp_sync();  // one lane's arrival speaks for the reads of the whole warp
+    if constexpr (kCtas == 1) {
+      if (elect()) mbarrier_arrive(empty[at.stage]);
+    } else {
+      if (lane_index() < kCtas) mbarrier_arrive_cluster(empty[at.stage], lane_index());
+    }
   }
 };
 

@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
-from sim.mutants.cooperative import COOPERATIVE_MUTANTS, ZERO_MUTANTS
+from sim.mutants.cooperative import (
+    COOPERATIVE_MUTANTS,
+    PAIR_MUTANTS,
+    PING_PONG_MUTANTS,
+    ZERO_MUTANTS,
+)
 from sim.mutants.decode import CLUSTER_MUTANTS, RING_MUTANTS, VALUE_MUTANTS, WGMMA_MUTANTS
 from sim.mutants.epilogue import EPILOGUE_MUTANTS
 from sim.mutants.planted import CONTROL
@@ -22,5 +27,7 @@ MUTANTS = [
     *QUANTIZER_MUTANTS,
     *GROUP_SUMS_MUTANTS,
     *COOPERATIVE_MUTANTS,
+    *PING_PONG_MUTANTS,
+    *PAIR_MUTANTS,
     *ZERO_MUTANTS,
 ]

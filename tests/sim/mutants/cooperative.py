@@ -2,69 +2,167 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import COOPERATIVE, COOPERATIVE_CONFIG, mutant
+from sim.mutants.planted import COOPERATIVE, COOPERATIVE_CONFIG, RING, mutant
+from sim.planting import Mutant
 
+
+def cooperative(name: str, caught_by: str, *texts: str) -> Mutant:
+    return mutant(f"cooperative: {name}", caught_by, COOPERATIVE, *texts)
+
+
+def shared_ring(name: str, caught_by: str, *texts: str) -> Mutant:
+    return Mutant.of(f"cooperative: {name}", caught_by, RING, "sim_cooperative.cpp", *texts)
+
+
+_STAGING = "    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);"
+_AWAIT = "    if (C::kPingPong && i != first_tile<C>()) await_turn<C>(consumer);\n"
+_PASS = "    if (C::kPingPong && i + stride < tile_count(p, s)) pass_turn<C>(consumer);\n"
 COOPERATIVE_MUTANTS = [
-    mutant(
-        "cooperative: full wait missing", "smem-race-copy", COOPERATIVE, "s.ring.wait_full(at);", ""
+    cooperative(
+        "first full wait missing", "smem-race-copy", "  s.ring.wait_full(at);\n  if", "  if"
     ),
-    mutant(
-        "cooperative: empty wait missing", "mbarrier", COOPERATIVE, "s.ring.wait_empty(at);", ""
+    cooperative(
+        "full wait one stage ahead missing", "smem-race-copy", "s.ring.wait_full(next);", ""
     ),
-    mutant(
-        "cooperative: no barrier after the initialisation",
-        "mbarrier",
-        COOPERATIVE,
-        "  sm90::block_sync();\n",
-        "",
-    ),
+    cooperative("empty wait missing", "mbarrier", "s.ring.template wait_empty<C::kCtas>(at);", ""),
+    cooperative("no barrier after the initialisation", "mbarrier", "sm90::block_sync();", ";"),
     mutant(
         "cooperative: one warpgroup releases for two",
         "smem-overwrite-wgmma",
-        COOPERATIVE,
-        "C::kConsumers * 4",
-        "4",
+        COOPERATIVE_CONFIG,
+        "kConsumers * kCtas) * 4",
+        "kCtas) * 4",
     ),
-    mutant(
-        "cooperative: fence missing", "wgmma-fence", COOPERATIVE, "    sm90::wgmma_fence();\n", ""
+    cooperative("fence missing", "wgmma-fence", "  sm90::wgmma_fence();\n", ""),
+    cooperative(
+        "wgmma wait missing", "wgmma-register", "sm90::wgmma_wait<kPending>(products);", ""
     ),
-    mutant(
-        "cooperative: wgmma wait missing",
+    cooperative(
+        "last products scaled in flight",
         "wgmma-register",
-        COOPERATIVE,
-        "sm90::wgmma_wait<0>(products);",
-        "",
+        "add_scaled<0>(m.scale",
+        "add_scaled<1>(m.scale",
     ),
-    mutant(
+    cooperative(
+        "products of the first half scaled in flight",
+        "wgmma-register",
+        "add_scaled<1>(m.scale, m.products[0], m.sum[slab][0])",
+        "add_scaled<2>(m.scale, m.products[0], m.sum[slab][0])",
+    ),
+    cooperative("next slab decoded over this one", "wgmma-register", "m.a[slab + 1]", "m.a[slab]"),
+    cooperative(
+        "this slab decoded for the next",
+        "numerics",
+        "first_weight_tile + slab + 1]",
+        "first_weight_tile + slab]",
+    ),
+    cooperative("first half of the tokens for both", "numerics", "x + kHalf", "x"),
+    cooperative(
+        "products of the slab before added to this one",
+        "numerics",
+        "m.sum[(i - 1) / C::kGroups][1]",
+        "m.sum[slab][1]",
+    ),
+    cooperative(
         "staging read before all have written",
         "smem-race",
-        COOPERATIVE,
-        "    }\n    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);\n",
-        "    }\n",
+        f"sum[half][v];\n{_STAGING}\n",
+        "sum[half][v];\n",
     ),
-    mutant(
+    cooperative(
         "staging overwritten before all have read",
         "smem-race",
-        COOPERATIVE,
-        "++pass) {\n    sm90::barrier_sync(1 + consumer, sm90::kWarpgroupThreads);",
-        "++pass) {",
+        f"++half) {{\n{_STAGING}",
+        "++half) {",
     ),
-    mutant(
-        "row blocks beyond the last fetched",
-        "global-bounds",
-        COOPERATIVE,
-        "(w < more ? w : more)",
-        "w",
+    cooperative(
+        "row blocks beyond the last fetched", "global-bounds", "(w < more ? w : more)", "w"
     ),
-    mutant(
+    cooperative(
         "activations of the first token block for all",
         "numerics",
-        COOPERATIVE,
-        "k * int4::kTileColumns, tile.first_token, full",
-        "k * int4::kTileColumns, 0, full",
+        "tensor_load_2d(share, p.x, column, token, full)",
+        "tensor_load_2d(share, p.x, column, 0, full)",
     ),
 ]
-
+PING_PONG_MUTANTS = [
+    cooperative("no turns", "smem-race-copy", _AWAIT, "", _PASS, ""),
+    cooperative("turn not passed", "deadlock", _PASS, ""),
+    cooperative(
+        "turn passed to itself",
+        "deadlock",
+        "kTurnBarrier + 1 - consumer",
+        "kTurnBarrier + consumer",
+    ),
+    cooperative(
+        "stages of the other warpgroup not skipped",
+        "deadlock",
+        "    at.skip((C::kTurns - 1) * p.k_tiles);\n",
+        "",
+    ),
+    cooperative(
+        "second warpgroup starts at stage 0", "deadlock", "  at.skip(turn * p.k_tiles);\n", ""
+    ),
+    cooperative(
+        "both warpgroups take the first tile",
+        "deadlock",
+        "first_tile<C>() + turn * stride",
+        "first_tile<C>()",
+    ),
+    shared_ring(
+        "passes over the ring not counted when skipping",
+        "deadlock",
+        "    parity ^= stage / kStages & 1;\n",
+        "",
+    ),
+]
+PAIR_MUTANTS = [
+    cooperative("multicast to the first CTA only", "deadlock", "(1 << C::kCtas) - 1", "1"),
+    cooperative(
+        "first half of the activations twice",
+        "numerics",
+        "first_token + rank * (C::kTokens / C::kCtas)",
+        "first_token",
+    ),
+    cooperative(
+        "both halves of the activations in one place",
+        "smem-race-copy",
+        "s.x[stage] + rank * (C::kStage.x / C::kCtas)",
+        "s.x[stage]",
+    ),
+    cooperative(
+        "rows of the first CTA for both",
+        "global-race",
+        "tile.row_tile * C::kCtas + rank",
+        "tile.row_tile * C::kCtas",
+    ),
+    cooperative(
+        "peer may not have initialised its barriers",
+        "mbarrier",
+        "sm90::cluster_sync();\n  const int group",
+        "sm90::block_sync();\n  const int group",
+    ),
+    cooperative(
+        "CTA exits while its peer arrives",
+        "exit",
+        "  if constexpr (C::kCtas > 1) sm90::cluster_sync();",
+        "  ",
+    ),
+    mutant(
+        "cooperative: releases of the peer not awaited",
+        "smem-overwrite-wgmma",
+        COOPERATIVE_CONFIG,
+        "kConsumers * kCtas) * 4",
+        "kConsumers) * 4",
+    ),
+    shared_ring("remote arrival missing", "deadlock", "lane_index() < kCtas", "lane_index() < 1"),
+    shared_ring(
+        "remote arrivals acquired in the CTA only",
+        "smem-overwrite-wgmma",
+        "mbarrier_wait_cluster(empty",
+        "mbarrier_wait(empty",
+    ),
+]
 ZERO_MUTANTS = [
     mutant(
         "sums of x not in the expected bytes",
@@ -73,60 +171,46 @@ ZERO_MUTANTS = [
         "return weights + x + x_sums;",
         "return weights + x;",
     ),
-    mutant(
+    cooperative(
         "sums of x of the first k tile for all",
         "numerics",
-        COOPERATIVE,
-        "tile.first_token, k * C::kGroups, full",
-        "tile.first_token, 0, full",
+        "first_token, k * C::kGroups, full",
+        "first_token, 0, full",
     ),
-    mutant(
+    cooperative(
         "sums of x of the first token block for all",
         "numerics",
-        COOPERATIVE,
-        "p.x_sums, tile.first_token,",
+        "p.x_sums, first_token,",
         "p.x_sums, 0,",
     ),
-    mutant(
-        "sums of x of the first group for all",
-        "numerics",
-        COOPERATIVE,
-        "&x_sums[group][",
-        "&x_sums[0][",
+    cooperative(
+        "sums of x of the first group for all", "numerics", "&x_sums[group][", "&x_sums[0]["
     ),
-    mutant(
-        "sums of x of two tokens swapped",
-        "numerics",
-        COOPERATIVE,
-        "i % 2 ? s.y : s.x",
-        "i % 2 ? s.x : s.y",
+    cooperative(
+        "sums of x of two tokens swapped", "numerics", "i % 2 ? s.y : s.x", "i % 2 ? s.x : s.y"
     ),
-    mutant(
+    cooperative(
         "sums of x eight tokens early",
         "numerics",
-        COOPERATIVE,
         "first_column + v / 4 * 8",
         "first_column + (v / 4 ^ 1) * 8",
     ),
-    mutant(
+    cooperative(
         "sums of x scaled by the rows of the other eight",
         "numerics",
-        COOPERATIVE,
         "factor[slab][i / 2]",
         "factor[slab][1 - i / 2]",
     ),
-    mutant(
+    cooperative(
         "zero points of the first slab for both",
         "numerics",
-        COOPERATIVE,
         "const RowPair<C> rows(tiles + slab * C::kTileBytes, group)",
         "const RowPair<C> rows(tiles, group)",
     ),
-    mutant(
+    cooperative(
         "zero points taken off in the next stage's pass",
         "smem-race-copy",
-        COOPERATIVE,
-        "(tiles, s.x_sums[at.stage], sum)",
-        "(tiles, s.x_sums[(at.stage + 1) % C::kStages], sum)",
+        "(tiles, s.x_sums[at.stage], m.sum)",
+        "(tiles, s.x_sums[(at.stage + 1) % C::kStages], m.sum)",
     ),
 ]
