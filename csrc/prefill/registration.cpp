@@ -1,6 +1,8 @@
-// Family prefill: INT4 keys and values, FP8 queries. Schemas, implementations and dispatch tables of its ops.
+// Family prefill: INT4 keys and values, FP8 queries. Schemas, implementations and dispatch tables
+// of its ops.
 #include <torch/csrc/stable/library.h>
 
+#include "prefill/attention_cuda.h"
 #include "prefill/ops.h"
 #include "torch/dispatch_table.h"
 
@@ -35,7 +37,8 @@ WLIB_EXPORT const char* wlib_prefill_dispatch() {
   static const std::string table = dispatch_table({
       {"append_kv_int4", "cpu: one token at a time\n"},
       {"quantize_q_fp8", "cpu: one token and head at a time\n"},
-      {"attention_prefill", "cpu: 64 rows by 64 keys, float32\n"},
+      {"attention_prefill",
+       std::string("cpu: 64 rows by 64 keys, float32\n") + WLIB_CUDA_ROWS(attention_cuda_rows())},
   });
   return table.c_str();
 }

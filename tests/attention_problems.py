@@ -1,0 +1,136 @@
+"""Calls of the attention kernel in the simulator, with the problems of the CPU's tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sim_problems import probe
+from test_prefill import Sequences
+from wlib.reference import prefill as reference
+
+
+class Result(NamedTuple):
+    out: Tensor  # as the call's out_dtype
+    lse: Tensor
+    findings: list[Any]
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def attention(
+    s: Sequences,
+    *,
+    splits: int = 1,
+    ctas: int = 2,
+    simulation: dict[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """As wlib.attention_prefill, by the kernel in the simulator."""
+    given = s.arguments | options
+    mean, smooth = s.kv.k_mean, s.kv.k_smooth
+    arrays = {
+        "q": s.q8,
+        "k_cache": s.kv.k,
+        "v_cache": s.kv.v,
+        "k_scale": s.kv.k_scale,
+        "v_scale": s.kv.v_scale,
+        "key_mean": mean if mean is None or smooth is None else mean * smooth,
+    }
+    names = ("q_scale", "page_table", "seqused_k", "cu_seqlens_q", "k_new", "v_new")
+    for name in (*names, "k_new_scale", "v_new_scale", "sinks"):
+        arrays[name] = given.get(name)
+    dim = s.q8.shape[2]
+    window = given.get("window_size", (-1, -1))
+    numbers = {
+        "max_seqlen_q": given["max_seqlen_q"],
+        "softmax_scale": given.get("softmax_scale") or dim**-0.5,
+        "softcap": given.get("softcap", 0.0),
+        "causal": given.get("causal", True),
+        "window_left": window[0],
+        "window_right": window[1],
+    }
+    tokens, heads = s.q8.shape[:2]
+    dtype = given["out_dtype"]
+    numpy_type = {torch.float32: np.float32, torch.float16: np.float16}.get(dtype, np.uint16)
+    out = np.full(s.q8.shape, 0x7FFF if numpy_type is np.uint16 else np.nan, numpy_type)
+    lse = np.full((heads, tokens), np.nan, np.float32)
+    parts = np.full(splits * tokens * heads * (dim + 1), np.nan, np.float32)
+    report = probe.attention(
+        {name: None if t is None else as_numpy(t) for name, t in arrays.items()},
+        numbers,
+        out,
+        lse,
+        parts if splits > 1 else None,
+        splits=splits,
+        ctas=ctas,
+        simulation=probe.Options(**simulation or {}),
+    )
+    result = torch.from_numpy(out)
+    return Result(
+        result.view(torch.bfloat16) if numpy_type is np.uint16 else result,
+        torch.from_numpy(lse),
+        report.findings,
+    )
+
+
+class Exact(NamedTuple):
+    """The float64 answer of all sequences: out [Tq, H, D], lse [H, Tq], score [Tq, H]."""
+
+    out: Tensor
+    lse: Tensor
+    score: Tensor
+
+
+def dequantized_queries(s: Sequences) -> Tensor:
+    q = s.q8.double() * s.q_scale.double()[..., None]
+    if s.kv.k_smooth is not None:
+        q = q * s.kv.k_smooth.double().repeat_interleave(q.shape[1] // s.kv.num_kv_heads, 0)
+    return q
+
+
+def exact(s: Sequences, **options: Any) -> Exact:
+    q = dequantized_queries(s)
+    scale = options.get("softmax_scale") or s.q8.shape[2] ** -0.5
+    names = ("causal", "window_size", "softcap", "sinks")
+    passed = {name: options[name] for name in names if name in options}
+    starts = s.arguments["cu_seqlens_q"].tolist()
+    parts = [
+        reference.attention(q[a:b], s.keys[i], s.values[i], softmax_scale=scale, **passed)
+        for i, (a, b) in enumerate(itertools.pairwise(starts))
+    ]
+    return Exact(
+        torch.cat([part.out for part in parts]),
+        torch.cat([part.lse for part in parts], 1),
+        torch.cat([part.score for part in parts]),
+    )
+
+
+@dataclasses.dataclass
+class AttentionCase:
+    """One call, judged against what the unchanged kernel gives."""
+
+    problem: Sequences
+    options: dict[str, Any]
+    out: Tensor
+    lse: Tensor
+
+    @classmethod
+    def of(cls, problem: Sequences, **options: Any) -> AttentionCase:
+        out, lse, findings = attention(problem, **options)
+        assert findings == []
+        return cls(problem, options, out, lse)
+
+    def run(self) -> tuple[list[Any], bool]:
+        out, lse, findings = attention(self.problem, **self.options)
+        same = torch.equal(out, self.out) and torch.equal(lse, self.lse)
+        return findings, same
