@@ -29,9 +29,9 @@ struct Consumer {
   AttentionSmem<C>& s;
   const int index;
   sm90::RingCursor<C::kStages> scores_at, softmax_at, values_at;  // the three steps in flight
-  float scores[C::kScores], next[C::kScores];
+  float scores[C::kScores], next[C::kAhead ? C::kScores : 1];
   float slice[C::kSliceRegs], out[C::kSlices][C::kSliceRegs];
-  uint32_t p[C::kScores / 16][4], next_p[C::kScores / 16][4];
+  uint32_t p[C::kScores / 16][4];
   float factor[2];  // of the output before the products with `p` are added
 
   WLIB_DEVICE Consumer(AttentionSmem<C>& smem, int consumer) : s(smem), index(consumer) {}
@@ -42,8 +42,8 @@ struct Consumer {
   WLIB_DEVICE void begin_turn() { sm90::barrier_sync(kTurnBarrier + index, kConsumers * 128); }
   WLIB_DEVICE void end_turn() { sm90::barrier_arrive(kTurnBarrier + 1 - index, kConsumers * 128); }
 
-  // next = q k^T
-  WLIB_DEVICE void issue_scores() {
+  // to = q k^T
+  WLIB_DEVICE void issue_scores(float (&to)[C::kScores]) {
     s.ring.wait_full(scores_at);
     const int stage = scores_at.stage;
     const uint64_t q = sm90::swizzled_tile_descriptor(s.q[index]);
@@ -54,7 +54,7 @@ struct Consumer {
     for (int step = 0; step < C::kHeadDim / 32; ++step) {
       const uint64_t inside = step % 4 * sm90::kDescriptorKStep;
       const uint64_t half = step / 4 * (kSwizzleRow * kConsumerRows >> 4);  // 128 columns on
-      sm90::wgmma<typename C::ScoreOp>(next, q + half + inside, k + half + inside, step != 0);
+      sm90::wgmma<typename C::ScoreOp>(to, q + half + inside, k + half + inside, step != 0);
     }
     sm90::wgmma_commit();
     scores_at.advance();
@@ -133,25 +133,32 @@ struct Unmasked {
 template <bool kFirst, bool kLast, class C>
 WLIB_DEVICE void attend(Consumer<C>& c, const AttentionKernelParams& p, const AttentionItem& item,
                         const Unmasked& unmasked, int index, RowPair& rows) {
+  constexpr bool kAhead = C::kAhead && !kLast;
   c.begin_turn();
   if constexpr (!kFirst) c.issue_values(0);
-  if constexpr (!kLast) c.issue_scores();
+  if constexpr (kAhead) c.issue_scores(c.next);
   c.end_turn();
   const KeyTile tile = item.tile(index);
   const StepScales& scales = c.s.scales[c.softmax_at.stage];
   float largest[2], factor[2];
   score(p, scales, tile, !unmasked.covers(tile), rows, c.scores, largest);
-  if constexpr (!kFirst) c.template add_first_slices<kLast ? 0 : 1>();
-  exponentiate(scales, largest, rows, c.scores, c.next_p, factor);
+  if constexpr (!kFirst) c.template add_first_slices<kAhead ? 1 : 0>();
+  exponentiate(scales, largest, rows, c.scores, factor);
+  scale_values(scales, c.scores);
   c.softmax_at.advance();
   if constexpr (!kFirst) c.add_last_slice();
-  if constexpr (!kLast) {
-    sm90::wgmma_wait<0>(c.next);
+  if constexpr (kAhead) sm90::wgmma_wait<0>(c.next);
+  sm90::wgmma_hold(c.scores);
+  make_fragments(c.scores, c.p);
+  if constexpr (kAhead) {
     WLIB_UNROLL
     for (int v = 0; v < C::kScores; ++v) c.scores[v] = c.next[v];
+  } else if constexpr (!C::kAhead) {
+    if (index + 1 < item.end_tile) {
+      c.issue_scores(c.scores);
+      sm90::wgmma_wait<0>(c.scores);
+    }
   }
-  WLIB_UNROLL
-  for (int i = 0; i < C::kScores / 4; ++i) c.p[i / 4][i % 4] = c.next_p[i / 4][i % 4];
   c.factor[0] = factor[0];
   c.factor[1] = factor[1];
 }
@@ -194,11 +201,13 @@ WLIB_DEVICE void attend_item(Consumer<C>& c, const AttentionKernelParams& p,
   if (item.first_tile < item.end_tile) {
     const Unmasked unmasked(p, item);
     const int last = item.end_tile - 1;
-    c.issue_scores();
-    sm90::wgmma_wait<0>(c.next);
-    WLIB_UNROLL
-    for (int v = 0; v < C::kScores; ++v) c.scores[v] = c.next[v];
-    if (item.first_tile == last) {
+    c.issue_scores(c.scores);
+    sm90::wgmma_wait<0>(c.scores);
+    if constexpr (!C::kAhead) {  // fewer copies of the code, fewer registers
+      attend<true, false>(c, p, item, unmasked, item.first_tile, rows);
+      for (int i = item.first_tile + 1; i <= last; ++i)
+        attend<false, false>(c, p, item, unmasked, i, rows);
+    } else if (item.first_tile == last) {
       attend<true, true>(c, p, item, unmasked, last, rows);
     } else {
       attend<true, false>(c, p, item, unmasked, item.first_tile, rows);

@@ -25,7 +25,10 @@ struct AttentionConfig {
   // Columns of the output that one wgmma makes: narrow where the output itself fills the registers.
   static constexpr int kSliceColumns = kHeadDim == 256 ? 32 : 64;
   static constexpr int kSlices = kHeadDim / kSliceColumns;
-  static constexpr int kProducerRegs = kHeadDim == 256 ? 40 : 72;
+  // Whether the scores of the next step are multiplied during the softmax of this one. An output of
+  // 256 columns leaves no registers for them; the other consumer's wgmmas fill the gap.
+  static constexpr bool kAhead = kHeadDim < 256;
+  static constexpr int kProducerRegs = kHeadDim == 256 ? 40 : 56;
   static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
   using ScoreOp = typename sm90::WgmmaE4M3<kKeys>::Ss;
   using ValueOp = typename sm90::WgmmaE4M3<kSliceColumns>::Rs;
@@ -121,8 +124,9 @@ struct AttentionItem {
     const int begin = int(range(p, 0).begin), end = int(range(p, positions - 1).end);
     if (begin >= end) return;
     const int first = tile_of(begin), count = tile_of(end - 1) + 1 - first;
-    first_tile = first + int(int64_t(count) * split / p.plan.splits);
-    end_tile = first + int(int64_t(count) * (split + 1) / p.plan.splits);
+    // Fits: fewer than 2^25 tiles of 64 keys, at most 32 parts.
+    first_tile = first + count * split / p.plan.splits;
+    end_tile = first + count * (split + 1) / p.plan.splits;
   }
   // Keys that the tile's query number `position` sees.
   WLIB_DEVICE KeyRange range(const AttentionKernelParams& p, int position) const {

@@ -58,8 +58,8 @@ WLIB_DEVICE void fetch(AttentionSmem<C>& s, const AttentionKernelParams& p, cons
 // storing.
 template <int kRows, int kColumns>
 WLIB_DEVICE void expand(const uint8_t* run, uint8_t* tile, int first_column) {
-  WLIB_UNROLL
-  for (int i = 0; i < kRows * kColumns / int4kv::kUnitColumns / sm90::kWarpgroupThreads; ++i) {
+  WLIB_NO_UNROLL  // few registers
+      for (int i = 0; i < kRows * kColumns / int4kv::kUnitColumns / sm90::kWarpgroupThreads; ++i) {
     const int unit = i * sm90::kWarpgroupThreads + sm90::thread_in_warpgroup();
     const int row = unit % kRows, column = first_column + unit / kRows * int4kv::kUnitColumns;
     const Unit codes = reinterpret_cast<const Unit*>(run)[unit];
@@ -74,47 +74,46 @@ WLIB_DEVICE void expand(const uint8_t* run, uint8_t* tile, int first_column) {
   }
 }
 
-// Rows `first` to `first + count` of k_new -> rows of the key tile; zeros behind them.
+// `count` rows of new keys, `pitch` bytes apart -> rows of the key tile; zeros behind them.
 template <class C>
-WLIB_DEVICE void copy_keys(const AttentionKernelParams& p, int64_t first, int count, int kv_head,
-                           uint8_t* tile, int first_column) {
+WLIB_DEVICE void copy_keys(const uint8_t* from, int pitch, int count, uint8_t* tile,
+                           int first_column) {
   constexpr int kUnits = C::kHeadDim / 16;
-  WLIB_UNROLL
-  for (int i = 0; i < kKeys * kUnits / sm90::kWarpgroupThreads; ++i) {
-    const int unit = i * sm90::kWarpgroupThreads + sm90::thread_in_warpgroup();
+  WLIB_NO_UNROLL
+  for (int unit = sm90::thread_in_warpgroup(); unit < kKeys * kUnits;
+       unit += sm90::kWarpgroupThreads) {
     const int row = unit / kUnits, column = unit % kUnits * 16;
     Unit codes = {};
-    if (row < count) {
-      const int64_t at = ((first + row) * p.kv_heads + kv_head) * C::kHeadDim + column;
-      codes = *reinterpret_cast<const Unit*>(p.k_new + at);
-    }
+    if (row < count) codes = *reinterpret_cast<const Unit*>(from + int64_t(row) * pitch + column);
     *reinterpret_cast<Unit*>(tile + swizzled(row, first_column + column, kKeys)) = codes;
   }
 }
 
-// Rows of v_new -> columns of the value tile in the order of int4kv::value_slot: four neighbouring
-// slots are keys 2q, 2q + 1, 2q + 8, 2q + 9 of their sixteen. A thread turns 4 x 4 bytes around.
+// Rows of new values -> columns of the value tile in the order of int4kv::value_slot: four
+// neighbouring slots are keys 2q, 2q + 1, 2q + 8, 2q + 9 of their sixteen. A thread turns 4 x 4
+// bytes around.
 template <class C>
-WLIB_DEVICE void transpose_values(const AttentionKernelParams& p, int64_t first, int count,
-                                  int kv_head, uint8_t* tile, int first_column) {
+WLIB_DEVICE void transpose_values(const uint8_t* from, int pitch, int count, uint8_t* tile,
+                                  int first_column) {
   constexpr int kQuads = kKeys / 4;
   WLIB_NO_UNROLL
-  for (int i = 0; i < C::kHeadDim / 4 * kQuads / sm90::kWarpgroupThreads; ++i) {
-    const int block = i * sm90::kWarpgroupThreads + sm90::thread_in_warpgroup();
+  for (int block = sm90::thread_in_warpgroup(); block < C::kHeadDim / 4 * kQuads;
+       block += sm90::kWarpgroupThreads) {
     const int channel = block / kQuads * 4, slot = block % kQuads * 4;
-    uint32_t rows[4], columns[4] = {};
+    uint32_t rows[4];
     WLIB_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int key = slot / 16 * 16 + slot % 16 / 2 + j / 2 * 8 + j % 2;
-      const int64_t at = ((first + key) * p.kv_heads + kv_head) * C::kHeadDim + channel;
-      rows[j] = key < count ? *reinterpret_cast<const uint32_t*>(p.v_new + at) : 0;
+      const uint8_t* at = from + int64_t(key) * pitch + channel;
+      rows[j] = key < count ? *reinterpret_cast<const uint32_t*>(at) : 0;
     }
     WLIB_UNROLL
     for (int c = 0; c < 4; ++c) {
+      uint32_t column = 0;
       WLIB_UNROLL
-      for (int j = 0; j < 4; ++j) columns[c] |= (rows[j] >> 8 * c & 0xff) << 8 * j;
+      for (int j = 0; j < 4; ++j) column |= (rows[j] >> 8 * c & 0xff) << 8 * j;
       auto* to = tile + swizzled(channel + c, first_column + slot, C::kHeadDim);
-      *reinterpret_cast<uint32_t*>(to) = columns[c];
+      *reinterpret_cast<uint32_t*>(to) = column;
     }
   }
 }
@@ -169,9 +168,11 @@ WLIB_DEVICE void produce(AttentionSmem<C>& s, const AttentionKernelParams& p) {
       expand<kKeys, C::kHeadDim>(s.raw[raw.stage][0], k, key_column<C>(at.stage));
       expand<C::kHeadDim, kKeys>(s.raw[raw.stage][1], v, value_column(at.stage));
     } else {
-      const int64_t first = p.starts[walk.item.sequence] + tile.first - walk.item.cached;
-      copy_keys<C>(p, first, tile.count, walk.item.kv_head, k, key_column<C>(at.stage));
-      transpose_values<C>(p, first, tile.count, walk.item.kv_head, v, value_column(at.stage));
+      const int64_t token = p.starts[walk.item.sequence] + tile.first - walk.item.cached;
+      const int64_t from = (token * p.kv_heads + walk.item.kv_head) * C::kHeadDim;
+      const int pitch = p.kv_heads * C::kHeadDim;
+      copy_keys<C>(p.k_new + from, pitch, tile.count, k, key_column<C>(at.stage));
+      transpose_values<C>(p.v_new + from, pitch, tile.count, v, value_column(at.stage));
     }
     prepare_scales(s, p, walk.item, tile, raw.stage, s.scales[at.stage]);
     sm90::fence_proxy_async();  // what this thread wrote is for wgmma

@@ -90,10 +90,10 @@ WLIB_DEVICE void score(const AttentionKernelParams& p, const StepScales& scales,
     for (int i = 0; i < 4; ++i) s[v + i] *= (i % 2 ? k.y : k.x) * rows.scale[i / 2];
   }
   if (p.softcap > 0) {
-    const float cap = p.softcap * kLog2E;
+    const float cap = p.softcap * kLog2E, inverse = 1.0f / cap;
     WLIB_UNROLL
     for (int v = 0; v < kScores; ++v)
-      s[v] = cap * sm90::tanh_fast((s[v] + rows.mean[v / 2 % 2]) / cap);
+      s[v] = cap * sm90::tanh_fast((s[v] + rows.mean[v / 2 % 2]) * inverse);
   }
   if (masked) {
     WLIB_UNROLL
@@ -119,42 +119,53 @@ WLIB_DEVICE void score(const AttentionKernelParams& p, const StepScales& scales,
   }
 }
 
-// Scores -> A fragments of the values' wgmma: probabilities times the values' scales. An
-// accumulator's keys 2q, 2q + 1, 2q + 8, 2q + 9 of sixteen are a fragment's four bytes, which is
-// the order of the values' slots. factor: what the output so far is to be multiplied with.
+// Scores -> probabilities, in place. factor: what the output so far is to be multiplied with.
 template <int kScores>
 WLIB_DEVICE void exponentiate(const StepScales& scales, const float (&largest)[2], RowPair& rows,
-                              const float (&s)[kScores], uint32_t (&p)[kScores / 16][4],
-                              float (&factor)[2]) {
-  const int column = sm90::accumulator_column(sm90::thread_in_warpgroup(), 0);
+                              float (&s)[kScores], float (&factor)[2]) {
   const float unit = scales.unit == 0 ? rows.unit : scales.unit;
-  float offset[2], sum[2];
   WLIB_UNROLL
   for (int r = 0; r < 2; ++r) {
     const float base = largest[r] == kNone ? 0.0f : largest[r];  // a row that has seen nothing
     const float rescale = sm90::exp2_fast(rows.largest[r] - base);
     factor[r] = rescale * (rows.unit / unit);
     rows.largest[r] = largest[r];
-    offset[r] = base - kProbabilityLog2;
-    sum[r] = rows.sum[r] * rescale;
+    float sum = 0;
+    WLIB_UNROLL
+    for (int v = 2 * r; v < kScores; v += 4) {
+      s[v] = sm90::exp2_fast(s[v] - (base - kProbabilityLog2));
+      s[v + 1] = sm90::exp2_fast(s[v + 1] - (base - kProbabilityLog2));
+      sum += s[v] + s[v + 1];
+    }
+    rows.sum[r] = rows.sum[r] * rescale + sum;
   }
   rows.unit = unit;
+}
+
+// Probabilities times the values' scales, as wgmma wants them; they sum up without these scales.
+template <int kScores>
+WLIB_DEVICE void scale_values(const StepScales& scales, float (&s)[kScores]) {
+  const int column = sm90::accumulator_column(sm90::thread_in_warpgroup(), 0);
+  WLIB_UNROLL
+  for (int v = 0; v < kScores; v += 4) {
+    const float2 scale = *reinterpret_cast<const float2*>(&scales.v[column + v / 4 * 8]);
+    WLIB_UNROLL
+    for (int i = 0; i < 4; ++i) s[v + i] *= i % 2 ? scale.y : scale.x;
+  }
+}
+
+// An accumulator's keys 2q, 2q + 1, 2q + 8, 2q + 9 of sixteen are a fragment's four bytes, which is
+// the order of the values' slots.
+template <int kScores>
+WLIB_DEVICE void make_fragments(const float (&s)[kScores], uint32_t (&p)[kScores / 16][4]) {
   WLIB_UNROLL
   for (int g = 0; g < kScores / 8; ++g) {  // sixteen keys
-    const float2 low = *reinterpret_cast<const float2*>(&scales.v[column + 16 * g]);
-    const float2 high = *reinterpret_cast<const float2*>(&scales.v[column + 16 * g + 8]);
     WLIB_UNROLL
     for (int r = 0; r < 2; ++r) {
       const int v = 8 * g + 2 * r;
-      const float a = sm90::exp2_fast(s[v] - offset[r]), b = sm90::exp2_fast(s[v + 1] - offset[r]),
-                  c = sm90::exp2_fast(s[v + 4] - offset[r]),
-                  d = sm90::exp2_fast(s[v + 5] - offset[r]);
-      sum[r] += (a + b) + (c + d);
-      p[g / 2][g % 2 * 2 + r] = sm90::float_to_e4m3x4(a * low.x, b * low.y, c * high.x, d * high.y);
+      p[g / 2][g % 2 * 2 + r] = sm90::float_to_e4m3x4(s[v], s[v + 1], s[v + 4], s[v + 5]);
     }
   }
-  rows.sum[0] = sum[0];
-  rows.sum[1] = sum[1];
 }
 
 // What a row's output is multiplied with at the end, and its LSE.

@@ -21,7 +21,14 @@ WLIB_DEVICE float exp2_fast(float x) {
 // Within 2^-21 of tanh(x), absolutely.
 WLIB_DEVICE float tanh_fast(float x) {
   constexpr float kTwiceLog2E = 2.88539008f;
-  return 1.0f - 2.0f / (1.0f + exp2_fast(kTwiceLog2E * x));
+  const float divisor = 1.0f + exp2_fast(kTwiceLog2E * x);
+#if WLIB_ON_DEVICE
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(divisor));
+#else
+  const float inverse = 1.0f / divisor;
+#endif
+  return 1.0f - 2.0f * inverse;
 }
 
 }  // namespace wlib::sm90
