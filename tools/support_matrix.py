@@ -94,12 +94,23 @@ def _simulated_int4fp8() -> Iterator[str]:
         yield f"cooperative_kernel<CooperativeConfig<{values}>>"
 
 
+def _simulated_prefill() -> Iterator[str]:
+    yield from (
+        f"attention_kernel<AttentionConfig<{dim}>>" for dim in wlib_probe.attention_instances()
+    )
+    yield "combine_kernel"
+
+
 def _simulated_atoms() -> Iterator[str]:
     yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
     yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
 
 
-SIMULATED = {"int4fp8": _simulated_int4fp8, "atoms": _simulated_atoms}
+SIMULATED = {
+    "int4fp8": _simulated_int4fp8,
+    "atoms": _simulated_atoms,
+    "prefill": _simulated_prefill,
+}
 
 
 def simulated_kernels() -> set[str]:

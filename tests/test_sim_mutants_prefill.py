@@ -1,0 +1,58 @@
+"""Every bug planted in the attention kernel is caught, by the check we expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from attention_problems import AttentionCase
+from sim.mutants_prefill import CONTROL, MUTANTS
+from sim.planting import Mutant, Results, apply, run_all
+from test_prefill import make
+
+
+def make_cases() -> list[AttentionCase]:
+    """More steps than stages, several items per CTA, every option, both slices of an output."""
+    cases = []
+    for seed, timing in enumerate(("random", "lazy", "eager")):
+        simulation: dict[str, Any] = {"seed": seed, "timing": timing}
+        common: dict[str, Any] = {"simulation": simulation, "ctas": 1}
+        sinks = torch.tensor([-1.0, 1.0, 0.5, 2.0])
+        dim = (64, 128, 64)[seed]
+        long = make([70, 3], [330, 65], dim=dim, new=True, smooth=True, seed=seed)
+        long.kv.v_scale[::2] *= 4  # units differ from step to step
+        cases += [
+            AttentionCase.of(long, sinks=sinks, **common),
+            AttentionCase.of(
+                make([65, 1, 9], [200, 64, 100], dim=dim), window_size=(70, 3), **common
+            ),
+            AttentionCase.of(make([3], [700], dim=dim), sinks=sinks, splits=3, **common),
+            AttentionCase.of(make([20], [100], smooth=True), softcap=3.0, **common),
+        ]
+    return cases
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("mutants_prefill")
+    return run_all([CONTROL, *MUTANTS], {"sim_attention.cpp": make_cases()}, folder)
+
+
+def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
+    for mutant in MUTANTS:
+        apply(mutant, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_original_is_silent(results: Results) -> None:
+    assert results[CONTROL.name] == {"cases": 12, "fired": {}, "first": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
+def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
+    result = results[mutant.name]
+    assert mutant.caught_by in result["fired"], result
