@@ -84,10 +84,11 @@ def attention(
 
 
 class Exact(NamedTuple):
-    """The float64 answer of all sequences: out [Tq, H, D], lse [H, Tq], score [Tq, H]."""
+    """The float64 answer of all sequences, see `wlib.reference.prefill.Attention`."""
 
     out: Tensor
     lse: Tensor
+    magnitude: Tensor
     score: Tensor
 
 
@@ -111,6 +112,7 @@ def exact(s: Sequences, **options: Any) -> Exact:
     return Exact(
         torch.cat([part.out for part in parts]),
         torch.cat([part.lse for part in parts], 1),
+        torch.cat([part.magnitude for part in parts]),
         torch.cat([part.score for part in parts]),
     )
 

@@ -21,16 +21,15 @@ def make_cases() -> list[AttentionCase]:
         simulation: dict[str, Any] = {"seed": seed, "timing": timing}
         common: dict[str, Any] = {"simulation": simulation, "ctas": 1}
         sinks = torch.tensor([-1.0, 1.0, 0.5, 2.0])
-        dim = (64, 128, 64)[seed]
-        long = make([70, 3], [330, 65], dim=dim, new=True, smooth=True, seed=seed)
+        long = make([70, 3], [330, 65], dim=128, new=True, smooth=True, seed=seed)
         long.kv.v_scale[::2] *= 4  # units differ from step to step
         cases += [
             AttentionCase.of(long, sinks=sinks, **common),
             AttentionCase.of(
-                make([65, 1, 9], [200, 64, 100], dim=dim), window_size=(70, 3), **common
+                make([65, 1, 9], [200, 64, 100], dim=128), window_size=(70, 3), **common
             ),
-            AttentionCase.of(make([3], [700], dim=dim), sinks=sinks, splits=3, **common),
-            AttentionCase.of(make([20], [100], smooth=True), softcap=3.0, **common),
+            AttentionCase.of(make([3], [700], dim=128), sinks=sinks, splits=3, **common),
+            AttentionCase.of(make([20], [100], dim=128, smooth=True), softcap=3.0, **common),
         ]
     return cases
 
