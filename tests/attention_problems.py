@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sim_problems import probe
+from attention_calls import Call
 from test_prefill import Sequences
 from wlib.reference import prefill as reference
 
@@ -27,18 +26,18 @@ def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(tensor.numpy())
 
 
-def attention(
+def call(
     s: Sequences,
     *,
     splits: int = 1,
     ctas: int = 2,
     simulation: dict[str, Any] | None = None,
     **options: Any,
-) -> Result:
-    """As wlib.attention_prefill, by the kernel in the simulator."""
+) -> Call:
+    """What the kernel gets for the arguments of wlib.attention_prefill."""
     given = s.arguments | options
     mean, smooth = s.kv.k_mean, s.kv.k_smooth
-    arrays = {
+    tensors = {
         "q": s.q8,
         "k_cache": s.kv.k,
         "v_cache": s.kv.v,
@@ -48,39 +47,30 @@ def attention(
     }
     names = ("q_scale", "page_table", "seqused_k", "cu_seqlens_q", "k_new", "v_new")
     for name in (*names, "k_new_scale", "v_new_scale", "sinks"):
-        arrays[name] = given.get(name)
-    dim = s.q8.shape[2]
+        tensors[name] = given.get(name)
     window = given.get("window_size", (-1, -1))
     numbers = {
         "max_seqlen_q": given["max_seqlen_q"],
-        "softmax_scale": given.get("softmax_scale") or dim**-0.5,
+        "softmax_scale": given.get("softmax_scale") or s.q8.shape[2] ** -0.5,
         "softcap": given.get("softcap", 0.0),
         "causal": given.get("causal", True),
         "window_left": window[0],
         "window_right": window[1],
     }
-    tokens, heads = s.q8.shape[:2]
-    dtype = given["out_dtype"]
-    numpy_type = {torch.float32: np.float32, torch.float16: np.float16}.get(dtype, np.uint16)
-    out = np.full(s.q8.shape, 0x7FFF if numpy_type is np.uint16 else np.nan, numpy_type)
-    lse = np.full((heads, tokens), np.nan, np.float32)
-    parts = np.full(splits * tokens * heads * (dim + 1), np.nan, np.float32)
-    report = probe.attention(
-        {name: None if t is None else as_numpy(t) for name, t in arrays.items()},
-        numbers,
-        out,
-        lse,
-        parts if splits > 1 else None,
-        splits=splits,
-        ctas=ctas,
-        simulation=probe.Options(**simulation or {}),
+    arrays = {name: None if t is None else as_numpy(t) for name, t in tensors.items()}
+    out_type = {torch.float32: np.float32, torch.float16: np.float16}.get(
+        given["out_dtype"], np.uint16
     )
+    return Call(arrays, numbers, out_type, splits, ctas, simulation or {})
+
+
+def attention(s: Sequences, **options: Any) -> Result:
+    """As wlib.attention_prefill, by the kernel in the simulator."""
+    out, lse, findings = call(s, **options).run()
     result = torch.from_numpy(out)
-    return Result(
-        result.view(torch.bfloat16) if numpy_type is np.uint16 else result,
-        torch.from_numpy(lse),
-        report.findings,
-    )
+    if out.dtype == np.uint16:
+        result = result.view(torch.bfloat16)
+    return Result(result, torch.from_numpy(lse), findings)
 
 
 class Exact(NamedTuple):
@@ -115,24 +105,3 @@ def exact(s: Sequences, **options: Any) -> Exact:
         torch.cat([part.magnitude for part in parts]),
         torch.cat([part.score for part in parts]),
     )
-
-
-@dataclasses.dataclass
-class AttentionCase:
-    """One call, judged against what the unchanged kernel gives."""
-
-    problem: Sequences
-    options: dict[str, Any]
-    out: Tensor
-    lse: Tensor
-
-    @classmethod
-    def of(cls, problem: Sequences, **options: Any) -> AttentionCase:
-        out, lse, findings = attention(problem, **options)
-        assert findings == []
-        return cls(problem, options, out, lse)
-
-    def run(self) -> tuple[list[Any], bool]:
-        out, lse, findings = attention(self.problem, **self.options)
-        same = torch.equal(out, self.out) and torch.equal(lse, self.lse)
-        return findings, same

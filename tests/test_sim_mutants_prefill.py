@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from attention_problems import AttentionCase
+from attention_calls import AttentionCase
+from attention_problems import call
 from sim.mutants_prefill import CONTROL, MUTANTS
 from sim.planting import Mutant, Results, apply, run_all
 from test_prefill import make
@@ -23,14 +24,13 @@ def make_cases() -> list[AttentionCase]:
         sinks = torch.tensor([-1.0, 1.0, 0.5, 2.0])
         long = make([70, 3], [330, 65], dim=128, new=True, smooth=True, seed=seed)
         long.kv.v_scale[::2] *= 4  # units differ from step to step
-        cases += [
-            AttentionCase.of(long, sinks=sinks, **common),
-            AttentionCase.of(
-                make([65, 1, 9], [200, 64, 100], dim=128), window_size=(70, 3), **common
-            ),
-            AttentionCase.of(make([3], [700], dim=128), sinks=sinks, splits=3, **common),
-            AttentionCase.of(make([20], [100], dim=128, smooth=True), softcap=3.0, **common),
+        calls = [
+            call(long, sinks=sinks, **common),
+            call(make([65, 1, 9], [200, 64, 100], dim=128), window_size=(70, 3), **common),
+            call(make([3], [700], dim=128), sinks=sinks, splits=3, **common),
+            call(make([20], [100], dim=128, smooth=True), softcap=3.0, **common),
         ]
+        cases += [AttentionCase.of(one) for one in calls]
     return cases
 
 

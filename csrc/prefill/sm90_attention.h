@@ -99,12 +99,12 @@ struct Consumer {
   }
 };
 
-// Rows of the queries -> the consumer's swizzled tile; zeros behind the last row.
+// Rows of the queries -> the consumer's swizzled tile; zeros behind the last row. The last item's
+// queries are free: its last scores were waited for before a turn, and a turn begins for all.
 template <class C>
 WLIB_DEVICE void load_queries(Consumer<C>& c, const AttentionKernelParams& p,
                               const AttentionItem& item) {
   constexpr int kUnits = C::kHeadDim / 16;
-  sm90::barrier_sync(kConsumerBarrier + c.index, 128);  // all are done with the last item's
   for (int i = sm90::thread_in_warpgroup(); i < kConsumerRows * kUnits; i += 128) {
     const int row = i / kUnits, column = i % kUnits * 16, of_tile = c.index * kConsumerRows + row;
     Unit codes = {};

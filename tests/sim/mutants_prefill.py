@@ -50,7 +50,7 @@ _SYNCHRONISATION = [
     ),
     mutant(
         "INT4 block fetched into a stage that is still read",
-        "smem-race",
+        "smem-race-copy",
         EXPAND,
         "i < C::kRawStages - 1; ++i) fetch_next",
         "i < C::kRawStages; ++i) fetch_next",
@@ -73,8 +73,10 @@ _SYNCHRONISATION = [
         "stage released before its values are multiplied",
         "smem-overwrite-wgmma",
         KERNEL,
-        "    sm90::wgmma_wait<0>(slice);\n    add_slice(C::kSlices - 1);\n    s.ring.release(values_at);",
-        "    s.ring.release(values_at);\n    sm90::wgmma_wait<0>(slice);\n    add_slice(C::kSlices - 1);",
+        "    sm90::wgmma_wait<0>(slice);\n    add_slice(C::kSlices - 1);\n"
+        "    s.ring.release(values_at);",
+        "    s.ring.release(values_at);\n    sm90::wgmma_wait<0>(slice);\n"
+        "    add_slice(C::kSlices - 1);",
     ),
     mutant(
         "one consumer releases for two",
@@ -88,13 +90,6 @@ _SYNCHRONISATION = [
         "smem-race",
         KERNEL,
         "    s.ring.wait_full(scores_at);\n",
-        "",
-    ),
-    mutant(
-        "queries overwritten while the last item's are read",
-        "smem-overwrite-wgmma",
-        KERNEL,
-        "  sm90::barrier_sync(kConsumerBarrier + c.index, 128);  // all are done with the last item's\n",
         "",
     ),
     mutant(
@@ -122,7 +117,8 @@ _SYNCHRONISATION = [
         "fence before the values missing",
         "wgmma-fence",
         KERNEL,
-        "    sm90::wgmma_fence();\n    WLIB_UNROLL\n    for (int step = 0; step < kKeys / 32; ++step)",
+        "    sm90::wgmma_fence();\n    WLIB_UNROLL\n"
+        "    for (int step = 0; step < kKeys / 32; ++step)",
         "    WLIB_UNROLL\n    for (int step = 0; step < kKeys / 32; ++step)",
     ),
     mutant(
@@ -134,7 +130,7 @@ _SYNCHRONISATION = [
     ),
     mutant(
         "turn passed on to oneself",
-        "named-barrier",
+        "deadlock",
         KERNEL,
         "kTurnBarrier + 1 - index, kConsumers * 128",
         "kTurnBarrier + index, kConsumers * 128",
@@ -209,7 +205,8 @@ _NUMERICS = [
         "values' scales in the row sum",
         "numerics",
         KERNEL,
-        "  exponentiate(scales, largest, rows, c.scores, factor);\n  scale_values(scales, c.scores);",
+        "  exponentiate(scales, largest, rows, c.scores, factor);\n"
+        "  scale_values(scales, c.scores);",
         "  exponentiate(scales, largest, rows, c.scores, factor);\n"
         "  rows.sum[0] *= scales.v[0];\n  scale_values(scales, c.scores);",
     ),
@@ -244,7 +241,7 @@ _NUMERICS = [
     ),
     mutant(
         "query head of the wrong row",
-        "numerics",
+        "global-race",
         CONFIG,
         "kv_head * group + row % group;",
         "kv_head * group;",
@@ -270,16 +267,14 @@ _NUMERICS = [
         "j * C::kSliceColumns * kSwizzleRow >> 4",
         "0 * j * C::kSliceColumns >> 4",
     ),
-    mutant(
-        "last part of the keys lost", "global-uninitialised", CONFIG, "index % p.plan.splits;", "0;"
-    ),
+    mutant("last part of the keys lost", "numerics", CONFIG, "index % p.plan.splits;", "0;"),
     mutant("sink in every part, and again", "numerics", ROWS, " && p.plan.splits == 1", ""),
     mutant(
         "parts added up unweighted", "numerics", COMBINE, "out.x += weight *", "out.x += factor *"
     ),
     mutant(
         "rows beyond the tile stored",
-        "numerics",
+        "global-bounds",
         KERNEL,
         "    if (row >= item.rows) continue;\n    const int64_t query",
         "    const int64_t query",
