@@ -94,18 +94,22 @@ def _simulated_int4fp8() -> Iterator[str]:
         yield f"cooperative_kernel<CooperativeConfig<{values}>>"
 
 
+def _simulated_prefill() -> Iterator[str]:
+    yield from (
+        f"attention_kernel<AttentionConfig<{dim}>>" for dim in wlib_probe.attention_instances()
+    )
+    yield "combine_kernel"
+    types = ("__half", "__nv_bfloat16", "float")
+    for kernel in ("append", "quantize_queries"):
+        yield from (f"{kernel}_kernel<{t}, {dim}>" for t in types for dim in (64, 128, 256))
+
+
 def _simulated_atoms() -> Iterator[str]:
     yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
     yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
     for kernel in ("sparse_matmul", "sparse_sample"):
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
-
-
-def _simulated_prefill() -> Iterator[str]:
-    types = ("__half", "__nv_bfloat16", "float")
-    for kernel in ("append", "quantize_queries"):
-        yield from (f"{kernel}_kernel<{t}, {dim}>" for t in types for dim in (64, 128, 256))
 
 
 SIMULATED = {

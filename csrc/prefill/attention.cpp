@@ -1,10 +1,13 @@
-// wlib::attention_prefill: checks every argument, fills AttentionParams.
+// wlib::attention_prefill: checks every argument, fills AttentionParams, picks CPU or CUDA.
+#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "prefill/attention_cuda.h"
 #include "prefill/cpu.h"
 #include "prefill/ops.h"
 #include "torch/checks.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 #include "wlib/layout/int4_kv.h"
 
 namespace wlib::prefill {
@@ -134,6 +137,40 @@ void check_contents(const Checker& check, const AttentionParams& p) {
       [&] { return "cu_seqlens_q to end with " + std::to_string(p.tokens); }, p.starts[p.batch]);
 }
 
+#ifdef WLIB_HAS_CUDA
+// The kernel moves 16 bytes at a time and counts keys in 32 bits.
+void check_for_cuda(const Checker& check, const AttentionParams& p) {
+  const std::pair<const void*, const char*> wide[] = {{p.q, "q"},
+                                                      {p.k_cache, "k_cache"},
+                                                      {p.v_cache, "v_cache"},
+                                                      {p.k_scale, "k_scale"},
+                                                      {p.v_scale, "v_scale"},
+                                                      {p.k_new, "k_new"},
+                                                      {p.v_new, "v_new"}};
+  for (const auto& [pointer, name] : wide) check.aligned(pointer, name, 16);
+  check.require(p.max_blocks * int4kv::kBlockTokens + p.max_queries < INT32_MAX, "page_table",
+                "a page table of fewer than 2^31 tokens per sequence", p.max_blocks);
+}
+
+void attention_on_cuda(const Checker& check, const AttentionParams& p, int splits,
+                       const Tensor& q) {
+  const int32_t device = q.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  AttentionPlan plan;
+  if (const char* error = attention_cuda_plan(p, splits, device, &plan))
+    throw_cuda_error(check, error);
+  // The tensor may go after the launch: the allocator reuses memory in stream order.
+  std::optional<Tensor> parts;
+  if (plan.splits > 1) {
+    const int64_t shape[] = {plan.splits * p.tokens * p.heads * (p.head_dim + 1)};
+    parts = new_empty(q, shape, ScalarType::Float);
+  }
+  float* workspace = parts ? static_cast<float*>(parts->mutable_data_ptr()) : nullptr;
+  if (const char* error = attention_cuda(p, plan, workspace, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+}
+#endif
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> attention(
@@ -163,15 +200,29 @@ std::tuple<Tensor, Tensor> attention(
   p.causal = causal;
   p.window_left = int(std::clamp<int64_t>(window_left, -1, INT32_MAX));
   p.window_right = int(std::clamp<int64_t>(window_right, -1, INT32_MAX));
-  if (!q.is_cpu()) check.no_kernel("device " + Checker::device_text(q) + " (rows: cpu)");
-  check_contents(check, p);
+  if (q.is_cpu())
+    check_contents(check, p);
+  else if (!q.is_cuda())
+    check.no_kernel("device " + Checker::device_text(q) + " (rows: cpu, cuda)");
+#ifdef WLIB_HAS_CUDA
+  else
+    check_for_cuda(check, p);
+#else
+  else
+    check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
 
   const Tensor out = new_empty(q, sizes_of(q), type);
   const int64_t lse_shape[] = {p.heads, p.tokens};
   const Tensor lse = new_empty(q, lse_shape, ScalarType::Float);
   p.out = out.mutable_data_ptr();
   p.lse = static_cast<float*>(lse.mutable_data_ptr());
-  attention_cpu(p);
+  if (p.tokens == 0) return {out, lse};
+  if (q.is_cpu()) attention_cpu(p);
+#ifdef WLIB_HAS_CUDA
+  else
+    attention_on_cuda(check, p, int(std::min<int64_t>(num_splits, kMaxSplits)), q);
+#endif
   return {out, lse};
 }
 

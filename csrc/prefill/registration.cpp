@@ -2,6 +2,7 @@
 // of its ops.
 #include <torch/csrc/stable/library.h>
 
+#include "prefill/attention_cuda.h"
 #include "prefill/ops.h"
 #include "torch/dispatch_table.h"
 
@@ -39,7 +40,8 @@ WLIB_EXPORT const char* wlib_prefill_dispatch() {
       {"quantize_q_fp8",
        "cpu: one token and head at a time\n" WLIB_CUDA_ROWS(
            "sm_90a: sm90_quantize_queries, one token and head per head_dim / 8 threads\n")},
-      {"attention_prefill", "cpu: 64 rows by 64 keys, float32\n"},
+      {"attention_prefill",
+       std::string("cpu: 64 rows by 64 keys, float32\n") + WLIB_CUDA_ROWS(attention_cuda_rows())},
   });
   return table.c_str();
 }

@@ -11,4 +11,5 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_rebuild(m);
   wlib::probe::bind_kv(m);
   wlib::probe::bind_sparse(m);
+  wlib::probe::bind_attention(m);
 }

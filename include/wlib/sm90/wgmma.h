@@ -100,6 +100,14 @@ WLIB_DEVICE void wgmma_wait(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
+// Values that become fragments are not to be turned into them before this point: ptxas serialises
+// wgmmas if registers that a later one reads are written while others are in flight.
+template <int kCount>
+WLIB_DEVICE void wgmma_hold(float (&values)[kCount]) {
+  WLIB_UNROLL
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+
 #else
 
 namespace detail {
@@ -145,6 +153,8 @@ template <int kPending, int kCount>
 void wgmma_wait(float (&)[kCount]) {
   sim::dev::wgmma_wait(kPending);
 }
+template <int kCount>
+void wgmma_hold(float (&)[kCount]) {}
 
 #endif
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -66,3 +67,77 @@ def attention(
         torch.einsum("hqk,khd->qhd", p, values.abs()),
         sizes.masked_fill(hidden, 0).amax(dim=2).T if len(k) else q.new_zeros(q.shape[:2]).double(),
     )
+
+
+def tiled_attention(
+    q: Tensor,
+    k: Tensor,
+    v_codes: Tensor,
+    v_scale: Tensor,
+    *,
+    cached: int,
+    softmax_scale: float,
+    causal: bool = True,
+    promote: bool = True,
+    fraction_bits: int | None = None,
+) -> Tensor:
+    """What the GPU kernel computes, step by step, for one sequence; float32 [Tq, H, D].
+
+    Steps of 64 keys, the cached ones first. The running maximum of a row is that of the steps so
+    far; probabilities times 256 and the values' scales, relative to the largest of the step, are
+    rounded to E4M3.
+
+    Args:
+        q: [Tq, H, D]; k: [Tk, Hkv, D], already dequantised.
+        v_codes: [Tk, Hkv, D], v_scale: [Tk, Hkv]; a value is their product.
+        cached: how many of the keys are cached.
+        softmax_scale, causal: as `wlib.attention_prefill`.
+        promote: add every step's products to the output in float32; otherwise they are added in the
+            tensor core's accumulator, which keeps `fraction_bits`.
+        fraction_bits: bits behind the largest addend that the accumulator keeps; None is all.
+    """
+    group = q.shape[1] // k.shape[1]
+    keys, codes = (t.double().repeat_interleave(group, dim=1) for t in (k, v_codes))
+    scale = v_scale.float().repeat_interleave(group, dim=1).T  # [H, Tk]
+    scores = torch.einsum("qhd,khd->hqk", q.double(), keys) * (softmax_scale * math.log2(math.e))
+    if causal:
+        diagonal = torch.arange(len(q))[:, None] + len(k) - len(q)
+        scores = scores.masked_fill(torch.arange(len(k)) > diagonal, -math.inf)
+    heads, rows = scores.shape[:2]
+    largest = torch.full((heads, rows), -math.inf, dtype=torch.float64)
+    total = torch.zeros(heads, rows, dtype=torch.float64)
+    unit = torch.ones(heads)
+    out = torch.zeros(heads, rows, q.shape[2])
+
+    def cut(x: Tensor, like: Tensor) -> Tensor:
+        if fraction_bits is None:
+            return x
+        step = torch.exp2(torch.floor(torch.log2(like.abs().clamp_min(1e-30))) - fraction_bits)
+        return torch.trunc(x / step) * step
+
+    bounds = sorted({*range(0, cached, 64), *range(cached, len(k), 64), len(k)})
+    for first, end in itertools.pairwise(bounds):
+        s = scores[:, :, first:end]
+        top = torch.maximum(largest, s.amax(2))
+        base = top.masked_fill(top == -math.inf, 0)
+        p = torch.exp2(s - base[..., None] + 8).float()
+        rescale = torch.exp2(largest - base)
+        total = total * rescale + p.double().sum(2)
+        largest = top
+        of_step = scale[:, first:end].abs().amax(1)
+        of_step = torch.where(of_step == 0, unit, of_step)
+        factor = rescale.float() * (unit / of_step)[:, None]
+        unit = of_step
+        weights = p * (scale[:, first:end] / unit[:, None])[:, None]
+        weights = weights.to(torch.float8_e4m3fn).float()
+        if promote:
+            part = torch.einsum("hqk,khd->hqd", weights, codes[first:end].float())
+            out = factor[..., None] * out + part
+            continue
+        out = factor[..., None] * out
+        for begin in range(first, end, 32):  # a wgmma sums 32 products and what it has so far
+            part = weights[:, :, begin - first : min(begin + 32, end) - first]
+            part = torch.einsum("hqk,khd->hqd", part, codes[begin : min(begin + 32, end)].float())
+            out = cut(out + cut(part, out), out)
+    result = out * (unit[:, None] / total.clamp_min(1e-300)).float()[..., None]
+    return result.transpose(0, 1)

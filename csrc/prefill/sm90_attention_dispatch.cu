@@ -1,0 +1,74 @@
+// The dispatch table of attention_prefill on Hopper, and the kernel that combines parts of the
+// keys.
+#include <string>
+
+#include "int4fp8/sm90_launch.h"
+#include "prefill/attention_cuda.h"
+#include "prefill/sm90_attention_combine.h"
+#include "prefill/sm90_attention_launch.h"
+#include "wlib/sm90/launch.h"
+
+namespace wlib::prefill {
+namespace {
+
+struct Row {
+  int head_dim;
+  cudaError_t (*launch)(const AttentionKernelParams&, cudaStream_t);
+};
+constexpr Row kRows[] = {
+    {64, launch_attention<64>},
+    {128, launch_attention<128>},
+    {256, launch_attention<256>},
+};
+
+cudaError_t launch_combine(const AttentionKernelParams& p, cudaStream_t stream) {
+  const int64_t ctas = ceil_div(p.tokens * p.heads, kCombineThreads / sm90::kWarpThreads);
+  return sm90::launch(combine_kernel, dim3(unsigned(ctas)), kCombineThreads, 0, 1, stream, p);
+}
+
+}  // namespace
+
+const char* attention_cuda_rows() {
+  static const std::string text = [] {
+    std::string lines;
+    for (const Row& row : kRows) {
+      lines += "sm_90a, head_dim " + std::to_string(row.head_dim) +
+               ": sm90_attention, 128 rows by 64 keys; keys split by attention_plan.h, parts "
+               "added up by sm90_combine\n";
+    }
+    return lines;
+  }();
+  return text.c_str();
+}
+
+const char* attention_cuda_plan(const AttentionParams& p, int splits, int device,
+                                AttentionPlan* plan) {
+  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  int sms = 0;
+  if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
+    return cudaGetErrorString(error);
+  *plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries, p.max_blocks,
+                         p.k_new ? p.max_queries : 0, splits, sms);
+  return plan->items < int64_t(1) << 31 ? nullptr : "more than 2^31 tiles of queries in one launch";
+}
+
+const char* attention_cuda(const AttentionParams& params, const AttentionPlan& plan, float* parts,
+                           int device, void* stream) {
+  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (plan.items == 0) return nullptr;
+  AttentionKernelParams p{};
+  static_cast<AttentionParams&>(p) = params;
+  p.plan = plan;
+  p.part_out = parts;
+  p.part_lse = parts ? parts + plan.splits * p.tokens * p.heads * p.head_dim : nullptr;
+  for (const Row& row : kRows) {
+    if (row.head_dim != p.head_dim) continue;
+    cudaError_t error = row.launch(p, static_cast<cudaStream_t>(stream));
+    if (error == cudaSuccess && plan.splits > 1)
+      error = launch_combine(p, static_cast<cudaStream_t>(stream));
+    return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+  }
+  return "no kernel for this head_dim";
+}
+
+}  // namespace wlib::prefill

@@ -1,0 +1,83 @@
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "prefill/attention_plan.h"
+#include "probe/bind.h"
+#include "probe/sim_attention.h"
+
+namespace wlib::probe {
+namespace {
+
+FloatType float_type(const py::array& a) {
+  if (a.dtype().itemsize() == 4) return FloatType::kFloat32;
+  return a.dtype().kind() == 'f' ? FloatType::kFloat16 : FloatType::kBFloat16;  // or its bits
+}
+
+template <class T>
+const T* pointer(const py::dict& arrays, const char* name) {
+  if (!arrays.contains(name) || arrays[name].is_none()) return nullptr;
+  return arrays[name].cast<Array<T>>().data();
+}
+
+// Arrays by the names of wlib.attention_prefill, FP8 as the bits of E4M3.
+prefill::AttentionParams attention_params(const py::dict& a, const py::dict& o, py::array& out,
+                                          Array<float>& lse) {
+  const auto q = a["q"].cast<Array<uint8_t>>();
+  const auto k_cache = a["k_cache"].cast<Array<uint8_t>>();
+  const auto page_table = a["page_table"].cast<Array<int32_t>>();
+  prefill::AttentionParams p{};
+  p.q = q.data();
+  p.q_scale = pointer<float>(a, "q_scale");
+  p.k_cache = k_cache.data();
+  p.v_cache = pointer<uint8_t>(a, "v_cache");
+  p.k_scale = pointer<float>(a, "k_scale");
+  p.v_scale = pointer<float>(a, "v_scale");
+  p.page_table = page_table.data();
+  p.cached = pointer<int32_t>(a, "seqused_k");
+  p.starts = pointer<int32_t>(a, "cu_seqlens_q");
+  p.k_new = pointer<uint8_t>(a, "k_new");
+  p.v_new = pointer<uint8_t>(a, "v_new");
+  p.k_new_scale = pointer<float>(a, "k_new_scale");
+  p.v_new_scale = pointer<float>(a, "v_new_scale");
+  p.key_mean = pointer<float>(a, "key_mean");
+  p.sinks = pointer<float>(a, "sinks");
+  p.out = out.mutable_data();
+  p.lse = lse.mutable_data();
+  p.tokens = q.shape(0);
+  p.heads = int(q.shape(1));
+  p.head_dim = int(q.shape(2));
+  p.blocks = k_cache.shape(0);
+  p.kv_heads = int(k_cache.shape(1));
+  p.batch = int(page_table.shape(0));
+  p.max_blocks = page_table.shape(1);
+  p.max_queries = o["max_seqlen_q"].cast<int>();
+  p.softmax_scale = o["softmax_scale"].cast<float>();
+  p.softcap = o["softcap"].cast<float>();
+  p.causal = o["causal"].cast<bool>();
+  p.window_left = o["window_left"].cast<int>();
+  p.window_right = o["window_right"].cast<int>();
+  p.out_type = float_type(out);
+  return p;
+}
+
+sim::Report attention(const py::dict& arrays, const py::dict& options, py::array out,
+                      Array<float> lse, std::optional<Array<float>> parts, int splits, int ctas,
+                      const sim::Options& simulation) {
+  const prefill::AttentionParams p = attention_params(arrays, options, out, lse);
+  return prefill::simulate_attention(p, {ctas, splits}, parts ? parts->mutable_data() : nullptr,
+                                     simulation);
+}
+
+}  // namespace
+
+void bind_attention(py::module_& m) {
+  m.def("attention_instances", &prefill::attention_instances);
+  m.def("choose_splits", &prefill::choose_splits, py::arg("tiles"), py::arg("steps"),
+        py::arg("sms"));
+  m.def("attention", &attention, py::arg("arrays"), py::arg("options"), py::arg("out"),
+        py::arg("lse").noconvert(), py::arg("parts"), py::kw_only(), py::arg("splits"),
+        py::arg("ctas"), py::arg("simulation"));
+}
+
+}  // namespace wlib::probe

@@ -1,0 +1,89 @@
+// Instrumented: the loads and stores of the kernels included here call the checker
+// (tests/sim/hooks.cpp).
+#include "probe/sim_attention.h"
+
+#include <stdexcept>
+
+#include "prefill/sm90_attention.h"
+#include "prefill/sm90_attention_combine.h"
+
+namespace wlib::prefill {
+namespace {
+
+sim::Buffer input(const void* data, int64_t bytes, const char* name) {
+  return {const_cast<void*>(data), data ? size_t(bytes) : 0, name, false};
+}
+
+std::vector<sim::Buffer> inputs(const AttentionParams& p) {
+  const int64_t slots = p.blocks * p.kv_heads * kKeys, rows = p.tokens * p.heads;
+  const int64_t cache = slots * p.head_dim / 2, fresh = p.tokens * p.kv_heads;
+  return {input(p.q, rows * p.head_dim, "q"),
+          input(p.q_scale, rows * 4, "q_scale"),
+          input(p.k_cache, cache, "k_cache"),
+          input(p.v_cache, cache, "v_cache"),
+          input(p.k_scale, slots * 4, "k_scale"),
+          input(p.v_scale, slots * 4, "v_scale"),
+          input(p.page_table, p.batch * p.max_blocks * 4, "page_table"),
+          input(p.cached, p.batch * 4, "cached"),
+          input(p.starts, (p.batch + 1) * 4, "starts"),
+          input(p.k_new, fresh * p.head_dim, "k_new"),
+          input(p.v_new, fresh * p.head_dim, "v_new"),
+          input(p.k_new_scale, fresh * 4, "k_new_scale"),
+          input(p.v_new_scale, fresh * 4, "v_new_scale"),
+          input(p.key_mean, p.kv_heads * p.head_dim * 4, "key_mean"),
+          input(p.sinks, p.heads * 4, "sinks")};
+}
+
+template <class C>
+sim::Report run(const AttentionKernelParams& p, int ctas, const sim::Options& options) {
+  const int64_t rows = p.tokens * p.heads, size = p.out_type == FloatType::kFloat32 ? 4 : 2;
+  const int64_t part_bytes = p.part_out ? p.plan.splits * rows * (p.head_dim + 1) * 4 : 0;
+  std::vector<sim::Buffer> buffers = inputs(p);
+  buffers.push_back({p.out, size_t(rows * p.head_dim * size), "out", true});
+  buffers.push_back({p.lse, size_t(rows * 4), "lse", true});
+  buffers.push_back({p.part_out, size_t(part_bytes), "parts", true});
+  const sim::LaunchConfig config{{ctas, 1, 1}, C::kThreads, sizeof(AttentionSmem<C>)};
+  sim::Report report = sim::launch(config, options, buffers, attention_kernel<C>, p);
+  if (p.plan.splits == 1 || !report.ok()) return report;
+  buffers.back().writable = false;
+  const int grid = int(ceil_div(rows, kCombineThreads / sm90::kWarpThreads));
+  return sim::launch({{grid, 1, 1}, kCombineThreads, 0}, options, buffers, combine_kernel, p);
+}
+
+struct Instance {
+  int head_dim;
+  sim::Report (*run)(const AttentionKernelParams&, int, const sim::Options&);
+};
+constexpr Instance kInstances[] = {
+#ifndef WLIB_SIM_ONLY_SMALL
+    {64, run<AttentionConfig<64>>},
+    {256, run<AttentionConfig<256>>},
+#endif
+    {128, run<AttentionConfig<128>>},  // which is all that mutants need
+};
+
+}  // namespace
+
+sim::Report simulate_attention(const AttentionParams& params, const AttentionLaunch& launch,
+                               float* parts, const sim::Options& options) {
+  AttentionKernelParams p{};
+  static_cast<AttentionParams&>(p) = params;
+  const int64_t rows = p.tokens * p.heads;
+  p.plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries, p.max_blocks,
+                          p.k_new ? p.max_queries : 0, launch.splits, launch.ctas);
+  if (p.plan.splits > 1) {
+    p.part_out = parts;
+    p.part_lse = parts + p.plan.splits * rows * p.head_dim;
+  }
+  for (const Instance& i : kInstances)
+    if (i.head_dim == p.head_dim) return i.run(p, launch.ctas, options);
+  throw std::invalid_argument("no such instance of the attention kernel");
+}
+
+std::vector<int> attention_instances() {
+  std::vector<int> dims;
+  for (const Instance& i : kInstances) dims.push_back(i.head_dim);
+  return dims;
+}
+
+}  // namespace wlib::prefill

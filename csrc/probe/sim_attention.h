@@ -1,0 +1,22 @@
+// The attention kernel in the simulator.
+#pragma once
+
+#include <vector>
+
+#include "sim/api.h"
+#include "wlib/params/prefill.h"
+
+namespace wlib::prefill {
+
+// `ctas` CTAs share the items; the keys are split into `splits` parts, which a second launch
+// combines. `rows` [splits][tokens][heads] is how the parts are laid out.
+struct AttentionLaunch {
+  int ctas, splits;
+};
+// `parts` float32 [splits * tokens * heads * (head_dim + 1)], if there are several splits.
+sim::Report simulate_attention(const AttentionParams& params, const AttentionLaunch& launch,
+                               float* parts, const sim::Options& options);
+
+std::vector<int> attention_instances();  // head_dim
+
+}  // namespace wlib::prefill

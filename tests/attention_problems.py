@@ -1,0 +1,107 @@
+"""Calls of the attention kernel in the simulator, with the problems of the CPU's tests."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attention_calls import Call
+from test_prefill import Sequences
+from wlib.reference import prefill as reference
+
+
+class Result(NamedTuple):
+    out: Tensor  # as the call's out_dtype
+    lse: Tensor
+    findings: list[Any]
+
+
+def as_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    if tensor.dtype == torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def call(
+    s: Sequences,
+    *,
+    splits: int = 1,
+    ctas: int = 2,
+    simulation: dict[str, Any] | None = None,
+    **options: Any,
+) -> Call:
+    """What the kernel gets for the arguments of wlib.attention_prefill."""
+    given = s.arguments | options
+    mean, smooth = s.kv.k_mean, s.kv.k_smooth
+    tensors = {
+        "q": s.q8,
+        "k_cache": s.kv.k,
+        "v_cache": s.kv.v,
+        "k_scale": s.kv.k_scale,
+        "v_scale": s.kv.v_scale,
+        "key_mean": mean if mean is None or smooth is None else mean * smooth,
+    }
+    names = ("q_scale", "page_table", "seqused_k", "cu_seqlens_q", "k_new", "v_new")
+    for name in (*names, "k_new_scale", "v_new_scale", "sinks"):
+        tensors[name] = given.get(name)
+    window = given.get("window_size", (-1, -1))
+    numbers = {
+        "max_seqlen_q": given["max_seqlen_q"],
+        "softmax_scale": given.get("softmax_scale") or s.q8.shape[2] ** -0.5,
+        "softcap": given.get("softcap", 0.0),
+        "causal": given.get("causal", True),
+        "window_left": window[0],
+        "window_right": window[1],
+    }
+    arrays = {name: None if t is None else as_numpy(t) for name, t in tensors.items()}
+    out_type = {torch.float32: np.float32, torch.float16: np.float16}.get(
+        given["out_dtype"], np.uint16
+    )
+    return Call(arrays, numbers, out_type, splits, ctas, simulation or {})
+
+
+def attention(s: Sequences, **options: Any) -> Result:
+    """As wlib.attention_prefill, by the kernel in the simulator."""
+    out, lse, findings = call(s, **options).run()
+    result = torch.from_numpy(out)
+    if out.dtype == np.uint16:
+        result = result.view(torch.bfloat16)
+    return Result(result, torch.from_numpy(lse), findings)
+
+
+class Exact(NamedTuple):
+    """The float64 answer of all sequences, see `wlib.reference.prefill.Attention`."""
+
+    out: Tensor
+    lse: Tensor
+    magnitude: Tensor
+    score: Tensor
+
+
+def dequantized_queries(s: Sequences) -> Tensor:
+    q = s.q8.double() * s.q_scale.double()[..., None]
+    if s.kv.k_smooth is not None:
+        q = q * s.kv.k_smooth.double().repeat_interleave(q.shape[1] // s.kv.num_kv_heads, 0)
+    return q
+
+
+def exact(s: Sequences, **options: Any) -> Exact:
+    q = dequantized_queries(s)
+    scale = options.get("softmax_scale") or s.q8.shape[2] ** -0.5
+    names = ("causal", "window_size", "softcap", "sinks")
+    passed = {name: options[name] for name in names if name in options}
+    starts = s.arguments["cu_seqlens_q"].tolist()
+    parts = [
+        reference.attention(q[a:b], s.keys[i], s.values[i], softmax_scale=scale, **passed)
+        for i, (a, b) in enumerate(itertools.pairwise(starts))
+    ]
+    return Exact(
+        torch.cat([part.out for part in parts]),
+        torch.cat([part.lse for part in parts], 1),
+        torch.cat([part.magnitude for part in parts]),
+        torch.cat([part.score for part in parts]),
+    )
