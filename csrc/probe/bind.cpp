@@ -9,4 +9,5 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_int4fp8(m);
   wlib::probe::bind_fp4(m);
   wlib::probe::bind_rebuild(m);
+  wlib::probe::bind_atoms(m);
 }

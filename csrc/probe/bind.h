@@ -19,5 +19,6 @@ void bind_primitives(py::module_& m);
 void bind_int4fp8(py::module_& m);
 void bind_fp4(py::module_& m);
 void bind_rebuild(py::module_& m);
+void bind_atoms(py::module_& m);
 
 }  // namespace wlib::probe
