@@ -2,6 +2,7 @@
 
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
+from .atoms_optim import AtomsAdamW, AtomsLion, atoms_step
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, hadamard
 from .info import info
 from .int4fp8 import Int4Weight, PackedInt4Weight, int4fp8_gemm
@@ -23,12 +24,15 @@ from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
+    "AtomsAdamW",
+    "AtomsLion",
     "FP4Tensor",
     "Int4KVCache",
     "Int4Weight",
     "PackedInt4Weight",
     "atoms_from_layers",
     "atoms_reconstruct",
+    "atoms_step",
     "attention_prefill",
     "combine",
     "fp4_matmul",
