@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 import wlib
-from rebuild_problems import OUT_TYPES, as_float, as_type, poison
+from rebuild_problems import OUT_TYPES, RebuildCase, as_float, as_type, poison, simulated
 from sim_problems import Array, probe, without_signed_zero
 from wlib.reference import atoms as reference
 
@@ -219,3 +219,17 @@ class ExpandCase:
         exact = wlib.prng_expand(torch.from_numpy(coef), (self.elements,), 9, self.dist,
                                  tensor_id=3)  # fmt: skip
         return report.findings, np.array_equal(out, exact.numpy())
+
+
+@dataclasses.dataclass
+class LayersCase:
+    """Rebuilt weights of several layers in one launch."""
+
+    layers: list[RebuildCase]
+    options: dict[str, Any]
+
+    def run(self) -> tuple[list[Any], bool]:
+        for layer in self.layers:
+            layer.out[:] = poison(layer.out.dtype.type)
+        findings = simulated(self.layers, capacity=8, ctas=2, **self.options)
+        return findings, all(layer.is_exact() for layer in self.layers)

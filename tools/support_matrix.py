@@ -96,7 +96,9 @@ def _simulated_int4fp8() -> Iterator[str]:
 
 def _simulated_atoms() -> Iterator[str]:
     yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
-    yield from (f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3))
+    yield from (
+        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
+    )
     flags = ("false", "true")
     yield from (f"reconstruct_kernel<{resident}>" for resident in flags)
     yield from (f"backward_kernel<{resident}, {update}>" for resident in flags for update in flags)

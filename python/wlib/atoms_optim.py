@@ -72,7 +72,9 @@ class _AtomsOptimizer(torch.optim.Optimizer):
 
     def __init__(self, atoms: Tensor, scale: float, state_dtype: torch.dtype, options: Any) -> None:
         if not isinstance(atoms, Tensor):
-            refuse(f"wlib.{type(self).__name__}", "atoms, one tensor", type(atoms).__name__, "atoms")
+            refuse(
+                f"wlib.{type(self).__name__}", "atoms, one tensor", type(atoms).__name__, "atoms"
+            )
         floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
         check_dtype(f"wlib.{type(self).__name__}", "atoms", atoms, *floats)
         super().__init__([atoms], options)
