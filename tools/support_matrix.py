@@ -106,7 +106,15 @@ def _simulated_prefill() -> Iterator[str]:
 
 def _simulated_atoms() -> Iterator[str]:
     yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
-    yield from (f"expand_kernel<(Distribution){i}>" for i in range(3))
+    yield from (
+        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
+    )
+    flags = ("false", "true")
+    yield from (f"reconstruct_kernel<{resident}>" for resident in flags)
+    yield from (f"backward_kernel<{resident}, {update}>" for resident in flags for update in flags)
+    yield "finish_kernel"
+    tables = ("96, 8", "3072, 384")
+    yield from (f"combine_kernel<{r}, CombineTable<{table}>>" for r in flags for table in tables)
     for kernel in ("sparse_matmul", "sparse_sample"):
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")

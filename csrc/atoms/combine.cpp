@@ -1,8 +1,12 @@
 // wlib::atoms_combine: weighted sums of whole checkpoints, tensor by tensor.
+#include <torch/csrc/stable/accelerator.h>
+
 #include "atoms/arguments.h"
 #include "atoms/cpu.h"
 #include "atoms/ops.h"
+#include "atoms/reconstruct_cuda.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 
 namespace wlib::atoms {
 namespace {
@@ -17,6 +21,21 @@ FloatType check_column(const Checker& check, const std::vector<Tensor>& tensors,
     check_like(check, tensors[i], "tensors", sizes_of(first), tensors[0], "the first tensor");
   }
   return type;
+}
+
+void run(const Checker& check, const std::vector<ReconstructParams>& tensors, const Tensor& like) {
+  if (like.is_cpu()) {
+    for (const ReconstructParams& p : tensors) reconstruct_cpu(p);
+    return;
+  }
+#ifdef WLIB_HAS_CUDA
+  const int32_t device = like.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  if (const char* error = combine_cuda(tensors, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+#else
+  check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
 }
 
 }  // namespace
@@ -42,21 +61,25 @@ std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef) {
     types[t] = check_column(check, tensors, t, width);
     check_coefficient(check, types[t], coef);
   }
-  if (!first.is_cpu()) check.no_kernel("device cuda (rows: cpu)");
 
   std::vector<Tensor> outs;
   for (size_t i = 0; i < outputs * width; ++i) {
     const Tensor& like = tensors[i % width];
     outs.push_back(new_empty(like, sizes_of(like), like.scalar_type()));
   }
+  // The pointers of tensor t: its inputs, then its outputs.
+  std::vector<const void*> inputs;
+  std::vector<void*> results;
   for (size_t t = 0; t < width; ++t) {
-    std::vector<const void*> atom;
-    std::vector<void*> out;
-    for (size_t i = t; i < tensors.size(); i += width) atom.push_back(tensors[i].const_data_ptr());
-    for (size_t i = t; i < outs.size(); i += width) out.push_back(outs[i].mutable_data_ptr());
-    ReconstructParams p{};
-    p.atom = atom.data();
-    p.out = out.data();
+    for (size_t i = t; i < tensors.size(); i += width)
+      inputs.push_back(tensors[i].const_data_ptr());
+    for (size_t i = t; i < outs.size(); i += width) results.push_back(outs[i].mutable_data_ptr());
+  }
+  std::vector<ReconstructParams> sums(width);
+  for (size_t t = 0; t < width; ++t) {
+    ReconstructParams& p = sums[t];
+    p.atom = inputs.data() + t * lists;
+    p.out = results.data() + t * outputs;
     p.coef = coef.const_data_ptr();
     p.num_layers = int64_t(outputs);
     p.num_atoms = int64_t(lists);
@@ -64,8 +87,8 @@ std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef) {
     p.columns = tensors[t].numel();
     p.scale = 1;
     p.atom_type = p.out_type = types[t];
-    reconstruct_cpu(p);
   }
+  run(check, sums, first);
   return outs;
 }
 

@@ -179,10 +179,34 @@ class Backward {
         kernels.products(grad.data(), layers, values.data(), atoms, &partial_[i * pairs()]);
         kernels.combine(weight.data(), atoms, layers, grad.data(), out.data());
         for (Acc& value : out) value *= Acc(p_.scale);
-        for (int64_t s = 0; s < atoms; ++s)
-          store(&out[s * kBlock], p_.grad_atoms, p_.atom_type, s * size + at.offset, at.count);
+        for (int64_t s = 0; s < atoms; ++s) {
+          const int64_t offset = s * size + at.offset;
+          if (p_.update.rule == UpdateRule::kNone)
+            store(&out[s * kBlock], p_.grad_atoms, p_.atom_type, offset, at.count);
+          else
+            update(offset, at.count, &values[s * kBlock], &out[s * kBlock]);
+        }
       }
     }
+  }
+
+  // A step of the optimiser on `count` elements of the atoms, whose values are given.
+  void update(int64_t offset, int64_t count, Acc* values, const Acc* gradients) {
+    const AtomsUpdate& u = p_.update;
+    const auto factors = u.factors.template as<Acc>();
+    Acc first[kBlock], second[kBlock] = {};
+    load(u.first, u.first_type, offset, count, first);
+    if (u.second) load(u.second, u.second_type, offset, count, second);
+    for (int64_t i = 0; i < count; ++i) {
+      UpdateState<Acc> state = {values[i], first[i], second[i]};
+      update_step(u.rule, factors, gradients[i], state);
+      values[i] = state.parameter;
+      first[i] = state.first;
+      second[i] = state.second;
+    }
+    store(values, u.atoms, p_.atom_type, offset, count);
+    store(first, u.first, u.first_type, offset, count);
+    if (u.second) store(second, u.second, u.second_type, offset, count);
   }
 
   const ReconstructBackwardParams& p_;

@@ -90,14 +90,27 @@ Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, std::stri
   p.value_type =
       is_double(values) ? FloatType::kFloat64 : check.floating(values.scalar_type(), "values");
   check.contiguous(values, "values");
-  if (!values.is_cpu()) check.no_kernel("device cuda (rows: cpu)");
   const ScalarType type = is_double(values) ? ScalarType::Double : ScalarType::Float;
   const int64_t sizes[] = {count};
   const Tensor coef = new_empty(values, sizes, type);
   p.coef = coef.mutable_data_ptr();
   p.values = const_cast<void*>(values.const_data_ptr());
-  prng_project_cpu(p);
+  if (values.is_cpu()) {
+    prng_project_cpu(p);
+    return coef;
+  }
+#ifdef WLIB_HAS_CUDA
+  const int32_t device = values.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int64_t partial_sizes[] = {project_chunks(p) * count};
+  const Tensor partials = new_empty(coef, partial_sizes, ScalarType::Float);
+  p.partials = static_cast<float*>(partials.mutable_data_ptr());
+  if (const char* error = prng_project_cuda(p, device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
   return coef;
+#else
+  check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
 }
 
 }  // namespace wlib::atoms

@@ -23,6 +23,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
   m.def(
       "atoms_reconstruct_backward(Tensor grad, Tensor atoms, Tensor coef, *, float scale=1.0) -> "
       "(Tensor, Tensor)");
+  m.def(
+      "atoms_step_(Tensor grad, Tensor(a!) atoms, Tensor coef, Tensor(b!) exp_avg, Tensor(c!)? "
+      "exp_avg_sq, *, str rule, float scale=1.0, float lr, float beta1, float beta2, float "
+      "eps=1e-8, float weight_decay=0.0, int step=1) -> Tensor");
   m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
   m.def(
       "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
@@ -41,6 +45,7 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("rebuild.out", TORCH_BOX(&rebuild_out));
   m.impl("atoms_reconstruct", TORCH_BOX(&reconstruct));
   m.impl("atoms_reconstruct_backward", TORCH_BOX(&reconstruct_backward));
+  m.impl("atoms_step_", TORCH_BOX(&atoms_step));
   m.impl("atoms_combine", TORCH_BOX(&combine));
   m.impl("prng_expand", TORCH_BOX(&prng_expand));
   m.impl("prng_project", TORCH_BOX(&prng_project));
@@ -55,12 +60,25 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
       {"rebuild",
        "cpu, any form: one row of the weight at a time\n" WLIB_CUDA_ROWS(
            "sm_90a, any form: sm90_rebuild, tiles of 64 x 128, all layers in one launch\n")},
-      {"atoms_reconstruct", "cpu: blocks of 256 elements of all layers\n"},
-      {"atoms_reconstruct_backward", "cpu: blocks of 256 elements of all layers, both gradients\n"},
-      {"atoms_combine", "cpu: blocks of 256 elements of all lists\n"},
+      {"atoms_reconstruct",
+       "cpu, any layers: blocks of 256 elements of all layers\n" WLIB_CUDA_ROWS(
+           "sm_90a, any layers: sm90_reconstruct, tiles of 1024 elements of all layers\n")},
+      {"atoms_reconstruct_backward",
+       "cpu, any layers: blocks of 256 elements of all layers, both gradients\n" WLIB_CUDA_ROWS(
+           "sm_90a, any layers: sm90_backward, tiles of 512 elements of all layers, both "
+           "gradients; "
+           "sm90_finish\n")},
+      {"atoms_step_",
+       "cpu, any rule: blocks of 256 elements of all layers\n" WLIB_CUDA_ROWS(
+           "sm_90a, any rule: sm90_backward, tiles of 512 elements of all layers; sm90_finish\n")},
+      {"atoms_combine",
+       "cpu, any lists: blocks of 256 elements of all lists\n" WLIB_CUDA_ROWS(
+           "sm_90a, P + S <= 3072: sm90_combine, tiles of 1024 elements of all lists\n")},
       {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
                           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
-      {"prng_project", "cpu, any dist: one basis at a time\n"},
+      {"prng_project",
+       "cpu, any dist: one basis at a time\n" WLIB_CUDA_ROWS(
+           "sm_90a, any dist: sm90_project, bases of a chunk of elements; sm90_finish\n")},
       {"tile_sparse_matmul",
        "cpu: 16 tokens at a time\n" WLIB_CUDA_ROWS(
            "sm_90a: sm90_sparse_matmul, 128 tokens x 256 outputs\n"

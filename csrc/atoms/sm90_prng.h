@@ -1,25 +1,16 @@
 // sum_i coef[i] * basis_i with the bases made in registers. A thread owns one block of neighbouring
 // elements and adds up all bases in order, so that the sum is that of every other device.
+// Backwards, coef[i] = sum_e values[e] * basis_i(e): a CTA makes the sums of four bases at a time
+// over a chunk of the elements, and sm90_finish.h adds up the chunks.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
+#include "atoms/sm90_runs.h"
 #include "wlib/params/prng.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::atoms {
 
 constexpr int kPrngThreads = 128;
-
-WLIB_DEVICE void store_value(const PrngParams& p, int64_t at, float value) {
-  if (p.value_type == FloatType::kFloat32)
-    static_cast<float*>(p.values)[at] = value;
-  else if (p.value_type == FloatType::kBFloat16)
-    static_cast<uint16_t*>(p.values)[at] = __builtin_bit_cast(uint16_t, __float2bfloat16_rn(value));
-  else
-    static_cast<uint16_t*>(p.values)[at] = __builtin_bit_cast(uint16_t, __float2half_rn(value));
-}
 
 // The four elements of a block of basis i.
 template <Distribution kDistribution>
@@ -67,7 +58,97 @@ expand_kernel(WLIB_GRID_CONSTANT PrngParams p) {
   }
   WLIB_UNROLL
   for (int j = 0; j < kElements; ++j) {
-    if (block * kElements + j < p.elements) store_value(p, block * kElements + j, sums[j]);
+    if (block * kElements + j < p.elements)
+      store_float(p.values, p.value_type, block * kElements + j, sums[j]);
+  }
+}
+
+constexpr int kProjectBases = kSignBases;
+constexpr int kProjectTile = kPrngThreads * kSignElements;  // elements of a step of a CTA
+constexpr int64_t kProjectChunks = 1024;                    // at most; by the elements alone
+constexpr int kProjectWarps = kPrngThreads / sm90::kWarpThreads;
+
+struct ProjectGrid {
+  int64_t tiles, tiles_per_chunk, chunks;
+  WLIB_HOST_DEVICE explicit ProjectGrid(int64_t elements)
+      : tiles((elements + kProjectTile - 1) / kProjectTile),
+        tiles_per_chunk((tiles + kProjectChunks - 1) / kProjectChunks),
+        chunks(tiles > 0 ? (tiles + tiles_per_chunk - 1) / tiles_per_chunk : 0) {}
+};
+
+struct ProjectSmem {
+  float sums[kProjectWarps][kProjectBases];
+};
+
+// Adds the thread's products of a tile with four neighbouring bases.
+template <Distribution kDistribution>
+WLIB_DEVICE void project_tile(const PrngParams& p, int64_t tile, int first,
+                              float (&sums)[kProjectBases]) {
+  if constexpr (kDistribution == Distribution::kSign) {
+    const int64_t block = tile * kPrngThreads + sm90::thread_index();
+    const Draw d = draw(p.seed, p.tensor, uint32_t(first) / kSignBases, uint64_t(block));
+    for (int e = 0; e < kSignElements; e += kRun) {
+      const int64_t at = block * kSignElements + e;
+      float values[kRun];
+      load_values(p.values, p.value_type, at, p.elements - at, values);
+      WLIB_UNROLL
+      for (int i = 0; i < kProjectBases; ++i) {
+        WLIB_UNROLL
+        for (int j = 0; j < kRun; ++j) sums[i] += sign_value(d.word[i] >> e, j, values[j]);
+      }
+    }
+  } else {
+    constexpr int kBlocks = kProjectTile / kPrngThreads / kBlockElements;
+    for (int b = 0; b < kBlocks; ++b) {
+      const int64_t block = (tile * kBlocks + b) * kPrngThreads + sm90::thread_index();
+      const int64_t at = block * kBlockElements;
+      if (at >= p.elements) break;
+      float values[kBlockElements], basis[kBlockElements];
+      load_quad(p.values, p.value_type, at, p.elements - at, values);
+      WLIB_UNROLL
+      for (int i = 0; i < kProjectBases; ++i) {
+        basis_values<kDistribution>(p, uint32_t(first + i), uint64_t(block), basis);
+        WLIB_UNROLL
+        for (int j = 0; j < kBlockElements; ++j) sums[i] = fmaf(values[j], basis[j], sums[i]);
+      }
+    }
+  }
+}
+
+// CTAs of one chunk share its groups of bases.
+template <Distribution kDistribution>
+WLIB_KERNEL(kPrngThreads)
+project_kernel(WLIB_GRID_CONSTANT PrngParams p) {
+  auto& s = sm90::dynamic_smem<ProjectSmem>();
+  const ProjectGrid grid(p.elements);
+  const int64_t chunk = sm90::block_index_x() % grid.chunks;
+  const int64_t part = sm90::block_index_x() / grid.chunks,
+                parts = sm90::grid_size_x() / grid.chunks;
+  const int thread = sm90::thread_index();
+  for (int64_t first = part * kProjectBases; first < p.count; first += parts * kProjectBases) {
+    float sums[kProjectBases] = {};
+    for (int64_t t = 0; t < grid.tiles_per_chunk; ++t) {
+      const int64_t tile = chunk * grid.tiles_per_chunk + t;
+      if (tile < grid.tiles) project_tile<kDistribution>(p, tile, int(first), sums);
+    }
+    WLIB_UNROLL
+    for (float& sum : sums) {
+      WLIB_UNROLL
+      for (int mask = sm90::kWarpThreads / 2; mask > 0; mask /= 2)
+        sum += sm90::warp_shuffle_xor(sum, mask);
+    }
+    if (sm90::lane_index() == 0) {
+      WLIB_UNROLL
+      for (int i = 0; i < kProjectBases; ++i) s.sums[thread / sm90::kWarpThreads][i] = sums[i];
+    }
+    sm90::block_sync();
+    if (thread < kProjectBases && first + thread < p.count) {
+      float sum = 0;
+      WLIB_UNROLL
+      for (int warp = 0; warp < kProjectWarps; ++warp) sum += s.sums[warp][thread];
+      p.partials[chunk * p.count + first + thread] = sum;
+    }
+    sm90::block_sync();  // before the next bases' sums
   }
 }
 

@@ -12,4 +12,5 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_kv(m);
   wlib::probe::bind_sparse(m);
   wlib::probe::bind_attention(m);
+  wlib::probe::bind_atoms(m);
 }

@@ -2,6 +2,7 @@
 
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
+from .atoms_optim import AtomsAdamW, AtomsLion, atoms_step
 from .experts import PackedInt4Experts, int4fp8_gemm_grouped, pack_experts, sort_by_expert
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, fp4_signs, hadamard
 from .fp4_linear import fp4_linear, fp4_state, fp4_weight
@@ -27,6 +28,8 @@ from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
 
 __version__ = "0.1.0"
 __all__ = [
+    "AtomsAdamW",
+    "AtomsLion",
     "FP4Recipe",
     "FP4Tensor",
     "Int4KVCache",
@@ -36,6 +39,7 @@ __all__ = [
     "SparseSupport",
     "atoms_from_layers",
     "atoms_reconstruct",
+    "atoms_step",
     "attention_prefill",
     "combine",
     "fp4_linear",

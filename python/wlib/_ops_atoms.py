@@ -65,3 +65,23 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("wlib::atoms_reconstruct", _gradients, setup_context=_save)
+
+
+@torch.library.register_fake("wlib::atoms_step_")
+def _atoms_step(
+    grad: Tensor,
+    atoms: Tensor,
+    coef: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor | None,
+    *,
+    rule: str,
+    scale: float = 1.0,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    step: int = 1,
+) -> Tensor:
+    return torch.empty_like(coef)

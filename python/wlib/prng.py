@@ -43,7 +43,7 @@ def prng_expand(
     Raises:
         TypeError: coef or out_dtype is of another dtype.
         ValueError: a shape, dist or tensor_id does not fit.
-        NotImplementedError: no kernel serves the device; the gradient has one on the CPU only.
+        NotImplementedError: no kernel serves the device.
     """
     try:
         out: Tensor = torch.ops.wlib.prng_expand(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .atoms import atoms_reconstruct
+from .atoms_optim import atoms_step
 from .experts import int4fp8_gemm_grouped, pack_experts
 from .info import info
 from .int4fp8 import int4fp8_gemm
@@ -52,6 +53,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "rebuild": _check_rebuild,
         "atoms_reconstruct": _check_atoms,
         "tile_sparse_matmul": _check_sparse,
+        "atoms_step_": _check_atoms_step,
     }
     architecture = "cpu" if device == "cpu" else "sm_"
     rows = info().dispatch
@@ -234,6 +236,35 @@ def _check_sparse(generator: torch.Generator, device: str) -> str:
         for name, y, exact_one in zip(("y", "dx", "dvalues"), got, true, strict=True)
     )
     return next(filter(None, faults), "")
+
+
+def _check_atoms_step(generator: torch.Generator, device: str) -> str:
+    """Lion with powers of two: atoms, moments and the gradient of coef are exact."""
+    shape = (_draw((1, 3, 11), generator), 3, _draw((1, 255, 1024), generator))
+    layers = _draw((1, 2, 9), generator)
+
+    def draw(*size: int) -> Tensor:
+        return torch.randint(-4, 5, size, generator=generator).float()
+
+    atoms, moment, grad = draw(*shape), draw(*shape), draw(layers, *shape[1:])
+    coef = draw(layers, shape[0])
+    gradients = reference_atoms.reconstruct_backward(grad, atoms, coef)
+    direction = 0.5 * moment + 0.5 * gradients[0].value
+    expected = (
+        0.5 * atoms - direction.sign(),
+        0.25 * moment + 0.75 * gradients[0].value,
+        gradients[1].value,
+    )
+    got, got_moment = (t.to(device, copy=True) for t in (atoms, moment))
+    options = {"lr": 1.0, "betas": (0.5, 0.25), "weight_decay": 0.5}
+    got_coef = atoms_step(grad.to(device), got, coef.to(device), got_moment, **options)
+    for name, result, true in zip(
+        ("atoms", "moment", "grad_coef"), (got, got_moment, got_coef), expected, strict=True
+    ):
+        where = f"{name}, {layers} layers, atoms {list(shape)}"
+        if fault := _difference(result.cpu(), true.float(), where):
+            return fault
+    return ""
 
 
 def _draw_dtype(generator: torch.Generator) -> torch.dtype:

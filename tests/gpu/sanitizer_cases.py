@@ -48,6 +48,27 @@ def grouped_is_right(problem: Problem, device: str) -> bool:
     return torch.equal(y.cpu(), problem.expected())
 
 
+def atoms_are_right(device: str) -> bool:
+    """Both directions, an optimiser step, sums of lists and random bases, with odd sizes."""
+    draw = torch.Generator().manual_seed(1)
+    grad, atoms, coef, first, second = (
+        torch.randint(1, 4, shape, generator=draw).float()
+        for shape in ((9, 3, 701), (5, 3, 701), (9, 5), (5, 3, 701), (5, 3, 701))
+    )
+
+    def run(device: str) -> list[torch.Tensor]:
+        g, a, c, m, v = (t.to(device, copy=True) for t in (grad, atoms, coef, first, second))
+        results = [wlib.atoms_reconstruct(a, c), *wlib.combine([[g, a], [g, a]], c[:2, :2].clone())]
+        flat = [t for one in results for t in (one if isinstance(one, list) else [one])]
+        flat += torch.ops.wlib.atoms_reconstruct_backward(g, a, c)
+        flat += [wlib.atoms_step(g, a, c, m, v, lr=0.1, betas=(0.5, 0.5)), a, m, v]
+        flat.append(torch.ops.wlib.prng_project(g, 6, 1, "sign", 0))
+        flat.append(wlib.prng_expand(c[0].clone(), (701,), 1))
+        return [t.cpu() for t in flat]
+
+    return all(map(torch.equal, run(device), run("cpu")))
+
+
 def main(device: str) -> int:
     """Run every case on `device`; return 1 if a result is wrong."""
     wrong = 0
@@ -70,6 +91,9 @@ def main(device: str) -> int:
         right = sparse_is_right(m, n, k, device)
         wrong += not right
         print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+    right = atoms_are_right(device)
+    wrong += not right
+    print(f"atoms: {'right' if right else 'WRONG'}", flush=True)
     return int(wrong > 0)
 
 

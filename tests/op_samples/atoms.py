@@ -15,6 +15,9 @@ SCHEMAS = {
     "ScalarType? out_dtype=None) -> Tensor",
     "atoms_reconstruct_backward.default": "wlib::atoms_reconstruct_backward(Tensor grad, "
     "Tensor atoms, Tensor coef, *, float scale=1.) -> (Tensor, Tensor)",
+    "atoms_step_.default": "wlib::atoms_step_(Tensor grad, Tensor(a!) atoms, Tensor coef, "
+    "Tensor(b!) exp_avg, Tensor(c!)? exp_avg_sq, *, str rule, float scale=1., float lr, "
+    "float beta1, float beta2, float eps=1e-08, float weight_decay=0., int step=1) -> Tensor",
     "atoms_combine.default": "wlib::atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]",
     "rebuild.default": "wlib::rebuild(Tensor[] w0, Tensor[] operands, int[] forms, "
     "float[] scales, *, ScalarType? out_dtype=None, int? seed=None) -> Tensor[]",

@@ -2,6 +2,7 @@
 // csrc/atoms/reconstruct.cpp and combine.cpp, after every argument has been checked.
 #pragma once
 
+#include "wlib/numerics/optimizer.h"
 #include "wlib/params/int4fp8.h"
 
 namespace wlib::atoms {
@@ -23,20 +24,43 @@ struct ReconstructParams {
   FloatType atom_type, base_type, residual_type, out_type;
 };
 
+// What becomes of the gradients of the atoms: one step of an optimiser, in place.
+struct AtomsUpdate {
+  UpdateRule rule;  // kNone: grad_atoms is stored
+  UpdateFactors<double> factors;
+  void* atoms;           // those of the sums
+  void *first, *second;  // moments, like atoms but of their own type; Lion has no second
+  FloatType first_type, second_type;
+};
+
 // grad_atoms[s][i] = scale * sum_l coef[l, s] * grad[l][i]
 // grad_coef[l, s] = scale * sum_i grad[l][i] * atom[s][i], per row if coef is
 //
 // The order of both sums depends on the sizes alone, so that results are reproducible.
+//
+// With an update, grad_atoms is not written: it goes into the atoms and their moments at once, and
+// grad_coef is that of the atoms before it.
 struct ReconstructBackwardParams {
   const void* grad;   // [num_layers, rows, columns] of grad_type
   const void* atoms;  // [num_atoms, rows, columns] of atom_type
   const void* coef;   // as in ReconstructParams
-  void* grad_atoms;   // like atoms
+  void* grad_atoms;   // like atoms, or null
   void* grad_coef;    // like coef
+  float* partials;    // CUDA: [partial_items() of its launcher, num_layers, num_atoms]
   int64_t num_layers, num_atoms, rows, columns;
   double scale;
   bool coef_per_row;
   FloatType grad_type, atom_type;
+  AtomsUpdate update;
+};
+
+// The second stage of a sum over the whole device, from partial sums of chunks:
+// out[i * rows + row] = scale * sum_chunk partials[row, chunk, i]
+struct FinishParams {
+  const float* partials;  // [rows, chunks, count]
+  float* out;             // [count, rows]
+  int64_t rows, chunks, count;
+  double scale;
 };
 
 }  // namespace wlib::atoms

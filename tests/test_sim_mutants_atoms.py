@@ -1,0 +1,64 @@
+"""Every bug planted in the kernels of the atoms family is caught, by the check we expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rebuild_problems import draw_layer
+from sim.mutants_atoms import CONTROLS, MUTANTS
+from sim.planting import Mutant, Results, apply, run_all
+from sim_atoms import DISTS, AtomsCase, CombineCase, ExpandCase, LayersCase, ProjectCase, StepCase
+
+
+def make_cases() -> dict[str, list[Any]]:
+    """Several tiles, groups and rows each, tails everywhere."""
+    options = {"seed": 1, "preempt_every": 300}
+    atoms: list[Any] = [
+        AtomsCase((9, 1, 1104), 10, options, atom=np.uint16, grad=np.uint16, base=np.float32),
+        AtomsCase((10, 3, 70), 9, options, per_row=True, rank=2, ctas=1, base=np.float32),
+        AtomsCase((9, 1, 1030), 9, options, resident=False, shift=1),
+        AtomsCase((1, 1, 512 * 300), 1, {}, forward=False, ctas=1),  # two tiles a chunk
+        AtomsCase((13, 2, 37), 70, options, per_row=True, forward=False, ctas=1),
+        StepCase("adamw", options, np.uint16),
+        StepCase("lion", options, resident=False),
+        StepCase("adamw", options, resident=False, shape=(3, 1, 1025)),
+        CombineCase(3, 2, (5, 0, 1024, 1025, 3, 2050, 0), options),
+        *(ProjectCase(dist, 10, 4101, options, parts=2) for dist in DISTS),
+        ProjectCase("sign", 10, 4101, options),
+    ]
+    rebuild: list[Any] = [ExpandCase(dist, 9, 5003, {"seed": 1}) for dist in DISTS]
+    sizes = ((70, 140, 17), (66, 130, 20), (72, 144, 12), (72, 144, 12))
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        layers = [draw_layer(rng, form, np.float32, size=s) for form, s in enumerate(sizes)]
+        rebuild.append(LayersCase(layers, {"seed": seed}))
+    return {"sim_atoms.cpp": atoms, "sim_rebuild.cpp": rebuild}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("mutants")
+    return run_all([*CONTROLS, *MUTANTS], make_cases(), folder)
+
+
+def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
+    for mutant in MUTANTS:
+        apply(mutant, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("control", CONTROLS, ids=[m.name for m in CONTROLS])
+def test_the_original_is_silent(results: Results, control: Mutant) -> None:
+    assert results[control.name]["fired"] == {}
+    assert results[control.name]["cases"] > 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
+def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
+    result = results[mutant.name]
+    assert mutant.caught_by in result["fired"], result
