@@ -282,19 +282,28 @@ def test_nola_expands_once_and_again_when_coefficients_change(
     assert len(calls) == 2
 
 
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.q(x)
+
+
 class Encoder(nn.Module):
     """Residual layers of which pairs are alike."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.ModuleDict({"q": nn.Linear(12, 12)}) for _ in range(6))
+        self.blocks = nn.ModuleList(Block() for _ in range(6))
         with torch.no_grad():
             for i in (1, 3, 5):
                 self.blocks[i].q.weight.copy_(-self.blocks[i - 1].q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = x + block.q(x)
+            x = block(x)
         return x
 
 
@@ -323,7 +332,7 @@ def test_a_whitened_residual_is_better_where_it_counts() -> None:
         # The same inputs for all: those of the original's first layer.
         linear, shared = original.blocks[0].q, model.blocks[0].q
         lost = (linear(x) - shared(x)).square().sum()
-        errors[rank, seen is None] = float(lost / (x @ linear.weight.T).square().sum())
+        errors[rank, seen is None] = (lost / (x @ linear.weight.T).square().sum()).item()
         if seen is not None:
             found = report.groups[0].output_errors[0]
             assert found == pytest.approx(errors[rank, False], rel=1e-3)
@@ -339,10 +348,9 @@ def test_groups_are_cut_where_outputs_change_most(head: nn.Module | None) -> Non
             block.q.bias.zero_()
     batches = [torch.randn(9, 12)]
     report = share_attention(
-        model, ["blocks.*.q"], 1, num_groups=3, blocks="blocks.*.q", head=head, calibration=batches
+        model, ["blocks.*.q"], 1, num_groups=3, blocks="blocks.?", head=head, calibration=batches
     )
-    assert [len(group.names) for group in report.groups] == [2, 3, 1] or head is None
-    assert sum(len(group.names) for group in report.groups) == 6
+    assert [len(group.names) for group in report.groups] == [2, 3, 1]
 
 
 @pytest.mark.parametrize(

@@ -106,15 +106,15 @@ class AtomDictionary(nn.Module):
         self.atoms.uniform_(-bound, bound)
         if self.coef is not None:
             drawn = torch.randn(self.num_layers, self.num_atoms, device=self.coef.device)
-            drawn /= math.sqrt(self.num_atoms)
+            drawn = drawn / math.sqrt(self.num_atoms)
             self.coef.copy_(drawn if self.coef.dim() == 2 else drawn[..., None])
         if self.embedding is not None and self.mlp is not None:
             self.embedding.normal_()
             last = self.mlp[-1]
             assert isinstance(last, nn.Linear)
             rows = self.mlp(self.embedding).square().sum(-1).mean().sqrt()
-            last.weight /= rows
-            last.bias /= rows
+            last.weight.div_(rows)
+            last.bias.div_(rows)
         if self.residual_a is not None and self.residual_b is not None:
             self.residual_a.zero_()
             self.residual_b.uniform_(-bound, bound)

@@ -122,7 +122,8 @@ class DeltaLayer(nn.Module):
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if isinstance(self.base, nn.Conv2d):
-            return self.base._conv_forward(x, weight, bias)  # knows the padding modes
+            y: Tensor = self.base._conv_forward(x, weight, bias)  # knows the padding modes
+            return y
         return F.linear(x, weight, bias)
 
     def _apart(self, x: Tensor) -> Tensor:
@@ -169,10 +170,10 @@ class _TuckerLayer(DeltaLayer):
             refuse(where, f"{len(shape)} ranks", len(ranks), "rank")
         if min(ranks) < 1:
             refuse(where, "ranks of at least 1", ranks, "rank")
-        kind = {"device": base.weight.device, "dtype": torch.float32}
-        self.core = nn.Parameter(torch.zeros(ranks, **kind))  # type: ignore[arg-type]
+        device, dtype = base.weight.device, torch.float32
+        self.core = nn.Parameter(torch.zeros(ranks, device=device, dtype=dtype))
         self.factors = nn.ParameterList(
-            nn.Parameter(torch.empty(size, r, **kind))  # type: ignore[arg-type]
+            nn.Parameter(torch.empty(size, r, device=device, dtype=dtype))
             for size, r in zip(shape, ranks, strict=True)
         )
         self.reset_parameters()
@@ -191,10 +192,8 @@ class _TuckerLayer(DeltaLayer):
 
     def delta(self, out_dtype: torch.dtype | None = None) -> Tensor:
         """scale * the Tucker form."""
-        core, factors = self.core, list(self.factors)
-        if out_dtype == torch.float64:
-            core, factors = core.double(), [factor.double() for factor in factors]
-        return tucker_reconstruct(self.scale * core, factors)
+        core = self.scale * self.core.to(out_dtype)
+        return tucker_reconstruct(core, [factor.to(out_dtype) for factor in self.factors])
 
     def extra_repr(self) -> str:
         """Ranks and factors, as `print` shows them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -128,7 +129,11 @@ def share_attention(
     for pattern, names in zip(projections, kinds, strict=True):
         _check_groups(pattern, len(names), groups)
     _check_numbers(num_atoms, residual_rank)
-    moments = {} if batches is None else _moments(model, sum(kinds, []), batches)
+    moments = (
+        {}
+        if batches is None
+        else _moments(model, [name for kind in kinds for name in kind], batches)
+    )
     dictionaries, done, layers = nn.ModuleDict(), [], {}
     for pattern, names in zip(projections, kinds, strict=True):
         for i, group in enumerate(groups or [range(len(names))]):
@@ -253,7 +258,7 @@ def _similar(
     _observe(model, names, batches, see, compare)
     cuts = sorted(distance.topk(num_groups - 1).indices.tolist())
     ends = [0, *(cut + 1 for cut in cuts), len(names)]
-    return [list(range(*pair)) for pair in zip(ends, ends[1:], strict=False)]
+    return [list(range(*pair)) for pair in itertools.pairwise(ends)]
 
 
 def _distance(a: Tensor, b: Tensor, head: Callable[[Tensor], Tensor] | None) -> Tensor:
