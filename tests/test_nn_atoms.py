@@ -111,6 +111,15 @@ def test_one_call_for_all_layers_or_per_group(
     assert len(made) == calls + 6
 
 
+def test_one_group_is_held_and_any_order_reads_the_same() -> None:
+    d = Stack(group_size=4).dictionary
+    alone = [d.weight(i) for i in range(6)]
+    with torch.no_grad(), cached_weights(d):
+        for layer in (0, 3, 5, 1, 4, 2):
+            assert torch.equal(d.weight(layer), alone[layer])
+            assert list(d._cache) == [layer // 4]
+
+
 def test_checkpointing_inside_and_around() -> None:
     model, x = Stack(), torch.randn(3, 16)
     model(x).square().sum().backward()
@@ -265,6 +274,21 @@ def test_dropout_falls_back_loudly_and_only_in_training() -> None:
         torch.testing.assert_close(layer(x), layer.eval()(x), atol=1e-4, rtol=1e-4)
 
 
+def test_nola_is_the_sum_over_its_bases() -> None:
+    layer, _ = deltas(torch.float32)[2]
+    one = torch.ones(1)
+    expected = []
+    for coef, shape, number in ((layer.alpha, (4, 48), 0), (layer.beta, (40, 4), 1)):
+        total = torch.zeros(shape, dtype=torch.float64)
+        for i, c in enumerate(coef.tolist()):  # basis i alone, by a coefficient of 1 in its place
+            place = torch.cat((torch.zeros(i), one))
+            total += c / 32**0.5 * wlib.prng_expand(place, shape, 7, tensor_id=number).double()
+        expected.append(total)
+    a, b = expected
+    delta = layer.delta(torch.float64)
+    torch.testing.assert_close(delta, 0.5 * b @ a, atol=1e-5, rtol=1e-5)
+
+
 def test_nola_expands_once_and_again_when_coefficients_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -337,6 +361,19 @@ def test_a_whitened_residual_is_better_where_it_counts() -> None:
             found = report.groups[0].output_errors[0]
             assert found == pytest.approx(errors[rank, False], rel=1e-3)
     assert errors[3, False] < 0.7 * errors[3, True] < errors[0, False]
+
+
+def test_no_product_of_that_rank_loses_less_of_the_outputs() -> None:
+    """Eckart-Young in the metric of correlated inputs of very different sizes."""
+    rest = torch.randn(10, 12, dtype=torch.float64)
+    x = torch.randn(200, 12).double() @ torch.randn(12, 12).double() * torch.logspace(1, -1, 12)
+    moment = x.T @ x / len(x)
+    for rank in (1, 3, 12):
+        a, b = wlib.nn.share._low_rank(rest, rank, moment)
+        lost = (x @ (rest - a @ b).T).square().sum()
+        best = torch.linalg.svdvals(x @ rest.T)[rank:].square().sum()
+        total = (x @ rest.T).square().sum()
+        torch.testing.assert_close(lost / total, best / total, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", [None, nn.Linear(12, 30)])
