@@ -85,7 +85,7 @@ MODELS = {  # qkv, o, gate and up, down: (n, k)
 
 @pytest.mark.parametrize("model", MODELS)
 def test_plan_of_models(model: str) -> None:
-    """Many tokens never re-read the weights, and keep most SMs busy; `pytest -s` prints the table."""
+    """Many tokens never re-read weights and keep most SMs busy; `pytest -s` prints the table."""
     for n, k in MODELS[model]:
         plans = [wlib_probe.int4fp8_large_plan(m, n, k, SMS) for m in TOKENS]
         print(f"{model:14} n={n:6} k={k:6} ", *plans, sep="  ")
