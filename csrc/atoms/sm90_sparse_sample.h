@@ -63,14 +63,6 @@ WLIB_DEVICE float sum_over_lanes(SampleSums& sums, int first) {
   return sums[first];
 }
 
-WLIB_DEVICE void store_float(void* data, FloatType type, int64_t at, float value) {
-  const uint32_t bits = from_float(type, value);
-  if (type == FloatType::kFloat32)
-    static_cast<uint32_t*>(data)[at] = bits;
-  else
-    static_cast<uint16_t*>(data)[at] = uint16_t(bits);
-}
-
 // The sums of values first .. first + kPassValues - 1 of a tile over the tokens of a split.
 template <FloatType kType>
 WLIB_DEVICE void sample_pass(SampleSmem<kType>& s, const SampleParams& p, int64_t tile,

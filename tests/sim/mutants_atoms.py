@@ -93,8 +93,7 @@ _BACKWARD = [
     mutant("backward: coefficients overwritten while read", "smem-race", BACKWARD,
            "    sm90::block_sync();  // the last item's reads\n", ""),
     mutant("backward: atoms updated while others read them", "global-race", BACKWARD,
-           "if constexpr (!kResident && kUpdate) sm90::block_sync();  // all have read the atoms",
-           ""),
+           "if constexpr (!kResident && kUpdate) sm90::block_sync();", ""),
     mutant("backward: atoms staged over the gradients", "smem-uninitialised", BACKWARD,
            "stage_arrays(p.atoms, tile, staged + p.grads.count * kQuads);",
            "stage_arrays(p.atoms, tile, staged);"),
@@ -150,8 +149,7 @@ _BACKWARD = [
            "store_quad(u.atoms, p.atoms.type, at, count, updated);",
            "store_quad(u.atoms, p.atoms.type, at, 4 + 0 * count, updated);"),
     mutant("step: value of a neighbouring atom", "numerics", BACKWARD,
-           "p.grads.count + s, quad);\n        update",
-           "p.grads.count + s / 2, quad);\n        update"),
+           "p.grads.count + s, quad);\n", "p.grads.count + s / 2, quad);\n"),
 ]  # fmt: skip
 _PRNG = [
     mutant("project: sums of warps read before they are there", "smem-race", PRNG,
