@@ -256,13 +256,8 @@ def _check_atoms_step(generator: torch.Generator, device: str) -> str:
         gradients[1].value,
     )
     got, got_moment = (t.to(device, copy=True) for t in (atoms, moment))
-<<<<<<< HEAD
     arguments = grad.to(device), got, coef.to(device), got_moment
     got_coef = atoms_step(*arguments, lr=1.0, betas=(0.5, 0.25), weight_decay=0.5)
-=======
-    inputs = grad.to(device), got, coef.to(device), got_moment
-    got_coef = atoms_step(*inputs, lr=1.0, betas=(0.5, 0.25), weight_decay=0.5)
->>>>>>> reconstruct
     for name, result, true in zip(
         ("atoms", "moment", "grad_coef"), (got, got_moment, got_coef), expected, strict=True
     ):
