@@ -158,7 +158,7 @@ PAIR_MUTANTS = [
     shared_ring("remote arrival missing", "deadlock", "lane_index() < kCtas", "lane_index() < 1"),
     shared_ring(
         "remote arrivals acquired in the CTA only",
-        "smem-overwrite-wgmma",
+        "smem-race-copy",
         "mbarrier_wait_cluster(empty",
         "mbarrier_wait(empty",
     ),
