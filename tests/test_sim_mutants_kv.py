@@ -14,7 +14,7 @@ from sim.planting import Mutant, Results, apply, run_all
 SLOTS = (
     slots_of((60, 70)),
     slots_of((10, 4), (64, 2), (12, 3), (64, 1)),  # twice, by tokens of different CTAs
-    slots_of((0, 40), (64, 64), (40, 24)),
+    slots_of((0, 40), (64, 64), (20, 24)),  # twice, too far apart for one warp
 )
 
 

@@ -137,13 +137,6 @@ MUTANTS = [
         "kThreads / 2; lanes > 1;",
     ),
     mutant(
-        "aligned accesses to rows that are not",
-        "misaligned",
-        HEADS,
-        "(stride[0] | stride[1]) % kRunChannels == 0",
-        "true",
-    ),
-    mutant(
         "rows beyond the last one written",
         "global-bounds",
         QUERIES,
