@@ -4,6 +4,8 @@
 // a time. No thread reads what another one brought but the coefficients.
 #pragma once
 
+#include <cmath>
+
 #include "atoms/sm90_sums.h"
 
 namespace wlib::atoms {
