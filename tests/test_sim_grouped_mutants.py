@@ -17,7 +17,7 @@ from sim.planting import Case, Mutant, Results, apply, run_all
 from sim_problems import COOPERATIVE_INSTANCES, INSTANCES, GemmCase, Shape, exact_problem
 
 SMALL = INSTANCES[-3]  # 8 tokens, rings of 2 stages
-SMALL_TILES = COOPERATIVE_INSTANCES[-2]  # 64 tokens
+SMALL_TILES = COOPERATIVE_INSTANCES[-2]  # 32 tokens
 
 
 class WrongOffsetsCase(GemmCase):
@@ -56,7 +56,7 @@ def make_cases() -> dict[str, list[Case]]:
         one.bias = np.arange(71, dtype=np.float32)
         late = GemmCase(one, one.packed(), {**decode, "prefetch_weight": False})
         cases["sim_int4fp8.cpp"] += [few, grouped_case(rng, many, **decode), wrong, late]
-        tiles = {"instance": SMALL_TILES, "ctas": 1 + split, **options}
+        tiles = {"instance": SMALL_TILES, "clusters": 1 + split, **options}
         cases["sim_cooperative.cpp"].append(grouped_case(rng, (0, 65, 0, 3), **tiles))
         rows = rng.standard_normal((3, 300)).astype(np.float32)
         codes = rng.integers(0, 127, (5, 1120)).astype(np.uint8)
