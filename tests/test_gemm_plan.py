@@ -6,6 +6,7 @@ import pytest
 import wlib_probe
 
 import wlib
+from gpu.gpu_problems import TILES
 
 SMS = 132
 TOKENS = (65, 127, 128, 129, 256, 1000, 4096, 16384)
@@ -101,3 +102,10 @@ def test_info_prints_the_choice() -> None:
         m, n, k = (int(part.split(" = ")[1]) for part in row.partition(": ")[0].split(", "))
         assert row.endswith(": " + wlib_probe.int4fp8_large_plan(m, n, k, SMS))
         assert row in str(wlib.info())
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_gpu_tests_reach_every_tile(tile: str) -> None:
+    m, n, k = TILES[tile]
+    for columns in (k, 5 * k + 128):
+        assert wlib_probe.int4fp8_large_plan(m, n, columns, SMS) == tile

@@ -6,7 +6,7 @@ Usage: python sanitizer_cases.py [cuda | cpu]
 import sys
 
 import torch
-from gpu_problems import Problem, exact_problem
+from gpu_problems import TILES, Problem, exact_problem
 
 import wlib
 
@@ -18,6 +18,8 @@ CASES = (  # m, n, k, group_size, zero_point
     (33, 64, 2048, 32, True),
     (64, 200, 512, 128, False),
     (70, 64, 256, 64, False),
+    *((*shape, 128, False) for shape in TILES.values()),
+    *((*shape, 64, True) for shape in TILES.values()),
 )
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpu_problems import Problem, exact_problem, random_problem
+from gpu_problems import TILES, Problem, exact_problem, random_problem
 
 import wlib
 
@@ -45,6 +45,18 @@ def test_exact(shape: tuple[int, int, int], options: dict[str, object]) -> None:
         y = problem.first(m).solve(packed)
         assert torch.equal(y, expected[:m]), f"M={m}: {mismatch(y, expected[:m])}"
     assert torch.equal(on_cpu.first(9).solve(), expected[:9].cpu())
+
+
+@pytest.mark.parametrize("zero_point", [False, True], ids=("symmetric", "zero"))
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_of_many_tokens(tile: str, group_size: int, zero_point: bool) -> None:
+    """Every instance of the cooperative kernel, several tiles per CTA, tails in M and N."""
+    m, n, k = TILES[tile]
+    for columns in (k, 5 * k + 128):  # fewer and more k tiles than stages
+        problem = exact_problem(m, n, columns, group_size, zero_point=zero_point).to("cuda")
+        y, expected = problem.solve(), problem.expected()
+        assert torch.equal(y, expected), mismatch(y, expected)
 
 
 def mismatch(y: torch.Tensor, expected: torch.Tensor) -> str:
