@@ -1,46 +1,71 @@
-"""Rebuilt weights on the GPU: the problems of the simulator."""
+"""Rebuilt weights on the GPU, against float64 and the CPU."""
 
-import numpy as np
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from rebuild_problems import OUT_TYPES, as_float, draw_layer
+from wlib.reference import rebuild as reference
 
-DTYPES = dict(zip(OUT_TYPES, (torch.float32, torch.bfloat16, torch.float16), strict=True))
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+REFERENCES: tuple[Any, ...] = (
+    reference.low_rank,
+    reference.hadamard,
+    reference.kron,
+    reference.block_affine,
+)
 
 
-def on_gpu(stored: np.ndarray) -> Tensor:
-    return torch.from_numpy(as_float(stored)).to(DTYPES[stored.dtype.type]).cuda()
+def integers(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.randint(-1, 2, shape, generator=draw).float()
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_exact_layers(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    out = OUT_TYPES[seed % 3]
-    for form in range(4):
-        layers = [draw_layer(rng, form, out) for _ in range(1 + seed * 30)]
-        layers = [layer for layer in layers if (layer.w0 is None) == (layers[0].w0 is None)]
-        w0 = [on_gpu(layer.w0) for layer in layers if layer.w0 is not None]
-        operands = [on_gpu(a) for layer in layers for a in layer.operands]
-        got = torch.ops.wlib.rebuild(
-            w0, operands, [form] * len(layers), [0.5] * len(layers), out_dtype=DTYPES[out]
-        )
-        for layer, y in zip(layers, got, strict=True):
-            expected = torch.from_numpy(as_float(layer.expected()))
-            assert torch.equal(y.cpu().double(), expected)
+def operands_of(draw: torch.Generator, form: int, n: int, k: int, r: int) -> list[Tensor]:
+    """Of a layer [n, k]; r divides both. Some are views."""
+    shapes = (
+        [(n, r), (r, k)],
+        [(n, r), (r, k), (n, 2), (2, k)],
+        [(n // r, k // r), (r, r)],
+        [(n // r, r, r)],
+    )[form]
+    return [
+        integers(draw, *shape[::-1]).T if len(shape) == 2 and i % 2 else integers(draw, *shape)
+        for i, shape in enumerate(shapes)
+    ]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("layers", [1, 9, 300])
+@pytest.mark.parametrize("form", range(4))
+def test_exact_layers(form: int, layers: int, dtype: torch.dtype) -> None:
+    """More layers than either table holds; tails everywhere."""
+    draw = torch.Generator().manual_seed(form + layers)
+    sizes = [(7 * (1 + i % 23), 7 * (1 + i % 31), 7) for i in range(layers)]
+    operands = [operands_of(draw, form, *size) for size in sizes]
+    w0 = [integers(draw, n, k) for n, k, _ in sizes]
+    got = torch.ops.wlib.rebuild(
+        [w.to(dtype).cuda() for w in w0],
+        [a.to(dtype).cuda() for some in operands for a in some],
+        [form] * layers,
+        [0.5] * layers,
+        out_dtype=dtype,
+    )
+    for w, some, y in zip(w0, operands, got, strict=True):
+        exact = REFERENCES[form](w, *(a.contiguous() for a in some), 0.5).value
+        assert torch.equal(y.cpu(), exact.view(y.shape).to(dtype))
 
 
 @pytest.mark.parametrize("form", range(4))
 def test_stochastic_rounding_gives_the_bits_of_the_cpu(form: int) -> None:
-    layer = draw_layer(np.random.default_rng(form), form, np.float32, size=(24, 36, 4))
-    operands = [on_gpu(a) for a in layer.operands]
-    w0 = torch.randint(-(2**13), 2**13, (24, 36)) * 2.0**-10
-    arguments = ([form], [0.5])
-    got = torch.ops.wlib.rebuild(
-        [w0.cuda()], operands, *arguments, out_dtype=torch.bfloat16, seed=5
-    )
-    expected = torch.ops.wlib.rebuild(
-        [w0], [a.cpu() for a in operands], *arguments, out_dtype=torch.bfloat16, seed=5
-    )
-    assert torch.equal(got[0].cpu(), expected[0])
+    draw = torch.Generator().manual_seed(form)
+    operands = operands_of(draw, form, 24, 36, 4)
+    w0 = torch.randint(-(2**13), 2**13, (24, 36), generator=draw) * 2.0**-10
+    results = [
+        torch.ops.wlib.rebuild(
+            [w0.to(device)], [a.to(device) for a in operands], [form], [0.5],
+            out_dtype=torch.bfloat16, seed=5,
+        )[0].cpu()
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    assert torch.equal(*results)
