@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from attention_calls import Call
 from test_prefill import Sequences
-from wlib.reference import prefill as reference
 
 
 class Result(NamedTuple):
@@ -71,37 +69,3 @@ def attention(s: Sequences, **options: Any) -> Result:
     if out.dtype == np.uint16:
         result = result.view(torch.bfloat16)
     return Result(result, torch.from_numpy(lse), findings)
-
-
-class Exact(NamedTuple):
-    """The float64 answer of all sequences, see `wlib.reference.prefill.Attention`."""
-
-    out: Tensor
-    lse: Tensor
-    magnitude: Tensor
-    score: Tensor
-
-
-def dequantized_queries(s: Sequences) -> Tensor:
-    q = s.q8.double() * s.q_scale.double()[..., None]
-    if s.kv.k_smooth is not None:
-        q = q * s.kv.k_smooth.double().repeat_interleave(q.shape[1] // s.kv.num_kv_heads, 0)
-    return q
-
-
-def exact(s: Sequences, **options: Any) -> Exact:
-    q = dequantized_queries(s)
-    scale = options.get("softmax_scale") or s.q8.shape[2] ** -0.5
-    names = ("causal", "window_size", "softcap", "sinks")
-    passed = {name: options[name] for name in names if name in options}
-    starts = s.arguments["cu_seqlens_q"].tolist()
-    parts = [
-        reference.attention(q[a:b], s.keys[i], s.values[i], softmax_scale=scale, **passed)
-        for i, (a, b) in enumerate(itertools.pairwise(starts))
-    ]
-    return Exact(
-        torch.cat([part.out for part in parts]),
-        torch.cat([part.lse for part in parts], 1),
-        torch.cat([part.magnitude for part in parts]),
-        torch.cat([part.score for part in parts]),
-    )

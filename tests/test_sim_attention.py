@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 import wlib
-from attention_problems import attention, dequantized_queries, exact
+from attention_problems import attention
+from prefill_problems import check_result, dequantized_queries, exact
 from sim_problems import probe
 from test_prefill import FP8, Sequences, make
 from wlib import kv_layout
@@ -33,32 +34,9 @@ def draw(seed: int) -> dict[str, Any]:
 
 
 def check(s: Sequences, seed: int = 0, **options: Any) -> None:
-    """Against float64, every output, blocks of 16 tokens, and all together.
-
-    A probability is off by half a step of E4M3: 2^-4 of itself or, of 256, 2^-10 where it is
-    subnormal. The errors are independent, so that they add up to less; the bounds on a block and on
-    all of the output say so.
-    """
     out, lse, findings = attention(s, simulation=draw(seed), **options)
     assert findings == []
-    want = exact(s, **options)
-    none = want.lse == -math.inf
-    assert (lse[none] == -math.inf).all()
-    assert (out[none.T] == 0).all()
-    # FP32 sums of D products and 2^x within 2 units in the last place.
-    bound = (s.q8.shape[2] + 16) * 2.0**-23 * (1 + want.score.T + want.lse.abs())
-    assert ((lse - want.lse).abs() <= bound)[~none].all()
-    error = (out.double() - want.out).abs()
-    largest = max([0.0, *(float(v.abs().max()) for v in s.values if len(v))])
-    keys = max(len(v) for v in s.values)
-    assert (error <= (2.0**-4 + 2.0**-12) * want.magnitude + keys * 2.0**-18 * largest).all()
-    for block in range(0, len(out), 16):
-        part = slice(block, block + 16)
-        assert error[part].max() <= 0.06 * want.out[part].abs().max()
-    assert error.norm() <= 0.04 * want.out.norm()
-    if want.out.norm() > 0:
-        cosine = (out.double() * want.out).sum() / (out.double().norm() * want.out.norm())
-        assert cosine >= 0.999
+    check_result(s, out, lse, **options)
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])

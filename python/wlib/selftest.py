@@ -18,6 +18,7 @@ from .atoms_optim import atoms_step
 from .experts import int4fp8_gemm_grouped, pack_experts
 from .info import info
 from .int4fp8 import int4fp8_gemm
+from .prefill import Int4KVCache, attention_prefill, quantize_kv_int4
 from .quantizer import fp8_quantize
 from .reference import atoms as reference_atoms
 from .reference import exact
@@ -54,6 +55,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "atoms_reconstruct": _check_atoms,
         "tile_sparse_matmul": _check_sparse,
         "atoms_step_": _check_atoms_step,
+        "attention_prefill": _check_attention,
     }
     architecture = "cpu" if device == "cpu" else "sm_"
     rows = info().dispatch
@@ -265,6 +267,32 @@ def _check_atoms_step(generator: torch.Generator, device: str) -> str:
         if fault := _difference(result.cpu(), true.float(), where):
             return fault
     return ""
+
+
+def _check_attention(generator: torch.Generator, device: str) -> str:
+    """Equal scores over a power of two of keys: the output is the mean of integers."""
+    dim, keys = _draw((64, 128, 256), generator), _draw((1, 2, 64, 128, 512), generator)
+    heads, queries = _draw((1, 3, 16), generator), _draw((1, 17, 130), generator)
+    where = f"head_dim={dim}, keys={keys}, heads={heads}, queries={queries}"
+    values = torch.randint(-7, 8, (keys, 1, dim), generator=generator).float()
+    values[:, :, 0] = 7  # so that the scale is 1
+    kv, pages = quantize_kv_int4(values, values, torch.tensor([0, keys], dtype=torch.int32))
+    cache = Int4KVCache(*(t.to(device) for t in (kv.k, kv.v, kv.k_scale, kv.v_scale)))
+    out = attention_prefill(
+        torch.zeros(queries, heads, dim).to(torch.float8_e4m3fn).to(device),
+        cache,
+        q_scale=torch.ones(queries, heads, device=device),
+        cu_seqlens_q=torch.tensor([0, queries], dtype=torch.int32, device=device),
+        max_seqlen_q=queries,
+        seqused_k=torch.tensor([keys], dtype=torch.int32, device=device),
+        page_table=pages.to(device),
+        causal=False,
+        num_splits=1,
+        out_dtype=torch.float32,
+        return_lse=False,
+    )
+    assert isinstance(out, Tensor)
+    return _difference(out.cpu(), values.mean(0).expand(queries, heads, dim), where)
 
 
 def _draw_dtype(generator: torch.Generator) -> torch.dtype:

@@ -71,6 +71,42 @@ def atoms_are_right(device: str) -> bool:
     return all(map(torch.equal, run(device), run("cpu")))
 
 
+def attention_is_right(dim: int, splits: int, device: str) -> bool:
+    """Equal scores: means of the values, over blocks of the cache and new keys."""
+    draw = torch.Generator().manual_seed(dim)
+    values = torch.randint(-7, 8, (192, 1, dim), generator=draw).float()
+    values[:, :, 0] = 7
+    kv, pages = wlib.quantize_kv_int4(values, values, torch.tensor([0, 192], dtype=torch.int32))
+    q = torch.zeros(64, 3, dim).to(torch.float8_e4m3fn)
+    new = torch.randint(-7, 8, (64, 1, dim), generator=draw).to(torch.float8_e4m3fn)
+
+    def run(device: str) -> torch.Tensor:
+        cache = wlib.Int4KVCache(*(t.to(device) for t in (kv.k, kv.v, kv.k_scale, kv.v_scale)))
+        one = torch.ones(64, 1, device=device)
+        out = wlib.attention_prefill(
+            q.to(device),
+            cache,
+            q_scale=torch.ones(64, 3, device=device),
+            cu_seqlens_q=torch.tensor([0, 64], dtype=torch.int32, device=device),
+            max_seqlen_q=64,
+            seqused_k=torch.tensor([192], dtype=torch.int32, device=device),
+            page_table=pages.to(device),
+            k_new=new.to(device),
+            v_new=new.to(device),
+            k_new_scale=one,
+            v_new_scale=one,
+            causal=False,
+            num_splits=splits,
+            out_dtype=torch.float32,
+            return_lse=False,
+        )
+        assert isinstance(out, torch.Tensor)
+        return out.cpu()
+
+    error = (run(device) - run("cpu")).abs().max()
+    return float(error) <= (0 if splits == 1 else 1e-5)
+
+
 def main(device: str) -> int:
     """Run every case on `device`; return 1 if a result is wrong."""
     wrong = 0
@@ -93,6 +129,10 @@ def main(device: str) -> int:
         right = sparse_is_right(m, n, k, device)
         wrong += not right
         print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+    for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
+        right = attention_is_right(dim, splits, device)
+        wrong += not right
+        print(f"attention D={dim} splits={splits}: {'right' if right else 'WRONG'}", flush=True)
     right = atoms_are_right(device)
     wrong += not right
     print(f"atoms: {'right' if right else 'WRONG'}", flush=True)
