@@ -2,6 +2,8 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <type_traits>
+
 #include "prefill/cpu.h"
 #include "prefill/cuda.h"
 #include "prefill/ops.h"
@@ -43,10 +45,11 @@ void check_factors(const Checker& check, const std::optional<Tensor>& factors, c
   check.contiguous(*factors, name);
 }
 
-// On the CPU by `cpu`, else by `cuda` on the current stream of x's device.
+// On the CPU by `cpu`, else by `cuda` on the current stream of x's device. Without CUDA that is
+// null, which tells no type.
 template <class Params>
 void run(const Checker& check, const Tensor& x, const Params& p, void (*cpu)(const Params&),
-         [[maybe_unused]] const char* (*cuda)(const Params&, int, void*)) {
+         [[maybe_unused]] std::type_identity_t<const char* (*)(const Params&, int, void*)> cuda) {
   if (x.is_cpu()) return cpu(p);
   if (!x.is_cuda()) check.no_kernel("device " + Checker::device_text(x) + " (rows: cpu, cuda)");
 #ifdef WLIB_HAS_CUDA
