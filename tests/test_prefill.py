@@ -330,38 +330,3 @@ def test_smoothing_cuts_the_format_error_of_outlier_channels() -> None:
 
     plain, smoothed = logit_error(), logit_error(k_mean=k.mean(0))
     assert smoothed * 3 <= plain, (plain, smoothed)
-
-
-def test_opcheck() -> None:
-    # torch's check for undeclared writes cannot compare float8 tensors.
-    tests = ("test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
-    s = make([5, 3], [70, 10], new=True, smooth=True)
-    names = ("page_table", "seqused_k", "cu_seqlens_q")
-    tensors = (s.q8, s.q_scale, s.kv.k, s.kv.v, s.kv.k_scale, s.kv.v_scale)
-    options = {k: v for k, v in s.arguments.items() if k not in (*names, "q_scale")}
-    attention = (*tensors, *(s.arguments[name] for name in names))
-    q = torch.randn(3, 2, 64)
-    kv = wlib.Int4KVCache.allocate(1, 2, 64)
-    append = (q, q, torch.arange(3), kv.k, kv.v, kv.k_scale, kv.v_scale)
-    ops = torch.ops.wlib
-    torch.library.opcheck(
-        ops.attention_prefill.default,
-        attention,
-        options | {"softmax_scale": 0.1},
-        test_utils=tests,
-    )
-    torch.library.opcheck(ops.quantize_q_fp8.default, (q,), test_utils=tests)
-    torch.library.opcheck(ops.append_kv_int4.default, append)
-
-
-def test_compiles_as_one_graph() -> None:
-    s = make([5, 3], [70, 10])
-
-    def run(q8: Tensor) -> Tensor:
-        out = wlib.attention_prefill(q8, s.kv, **s.arguments, return_lse=False)
-        assert isinstance(out, Tensor)
-        return out + 1
-
-    expected = run(s.q8)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(s.q8), expected)
