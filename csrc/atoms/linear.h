@@ -4,7 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <vector>
 
+#include "wlib/params/atoms.h"
 #include "wlib/params/atoms_linear.h"
 
 namespace wlib::atoms {
@@ -16,5 +18,18 @@ Tensor linear(const Tensor& x, const Tensor& atoms, const Tensor& coef, std::opt
 
 // `like` is any tensor on the CPU.
 void linear_cpu(const LinearParams& p, const Tensor& like);
+
+// How the weight base + sum_s coef[s] atoms[s] is made by the kernels of atoms_reconstruct.
+class WeightSum {
+ public:
+  WeightSum(const LinearParams& p, void* weight, FloatType type);
+  WeightSum(const WeightSum&) = delete;  // params points to members
+
+  ReconstructParams params{};
+
+ private:
+  std::vector<const void*> atoms_;
+  void* weight_;
+};
 
 }  // namespace wlib::atoms

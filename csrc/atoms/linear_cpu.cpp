@@ -65,24 +65,7 @@ class Linear {
   // base + sum_s coef[s] atoms[s]
   Tensor weight() const {
     const Tensor made = matrix(p_.rows, p_.columns);
-    const int64_t size = p_.rows * p_.columns;
-    std::vector<const void*> atoms(p_.num_atoms);
-    for (int64_t s = 0; s < p_.num_atoms; ++s)
-      atoms[s] = static_cast<const char*>(p_.atoms) + s * size * int4fp8::bytes_of(p_.type);
-    void* out = made.mutable_data_ptr();
-    ReconstructParams r{};
-    r.atom = atoms.data();
-    r.out = &out;
-    r.coef = p_.coef;
-    r.base = p_.base;
-    r.num_layers = 1;
-    r.num_atoms = p_.num_atoms;
-    r.rows = p_.rows;
-    r.columns = p_.columns;
-    r.scale = 1;
-    r.atom_type = r.base_type = p_.type;
-    r.out_type = kType;
-    reconstruct_cpu(r);
+    reconstruct_cpu(WeightSum(p_, made.mutable_data_ptr(), kType).params);
     return made;
   }
 
