@@ -13,4 +13,5 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_sparse(m);
   wlib::probe::bind_attention(m);
   wlib::probe::bind_atoms(m);
+  wlib::probe::bind_linear(m);
 }

@@ -23,5 +23,6 @@ void bind_kv(py::module_& m);
 void bind_sparse(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_atoms(py::module_& m);
+void bind_linear(py::module_& m);
 
 }  // namespace wlib::probe
