@@ -122,8 +122,16 @@ def _simulated_atoms() -> Iterator[str]:
     yield "linear_sum_kernel"
 
 
+def _simulated_fp4() -> Iterator[str]:
+    yield from (
+        f"{k}_kernel<{mx}>" for k in ("scan", "join", "quantize") for mx in ("false", "true")
+    )
+    yield from ("hadamard_kernel", "signs_kernel")
+
+
 SIMULATED = {
     "int4fp8": _simulated_int4fp8,
+    "fp4": _simulated_fp4,
     "prefill": _simulated_prefill,
     "atoms": _simulated_atoms,
 }
