@@ -60,6 +60,8 @@ sass: build
 
 docs: build
 	PYTHONPATH=$(BUILD) $(BIN)/python tools/support_matrix.py
+	$(BIN)/python tools/api_reference.py
+	$(BIN)/python tools/picture.py
 
 clean:
 	rm -rf build dist

@@ -8,14 +8,21 @@ import pytest
 
 import support_matrix
 from wlib.bench.environment import Environment
+from wlib.bench.ops import OPS
 from wlib.bench.rows import Row
 
 
-def measured_row(m: int, arm: str = "wlib", device: str = "NVIDIA H200") -> Row:
+def measured_row(
+    m: int,
+    arm: str = "wlib",
+    device: str = "NVIDIA H200",
+    op: str = "int4fp8",
+    **sizes: int,
+) -> Row:
     values = {field.name: 0 for field in dataclasses.fields(Row)}
     here = {field.name: "" for field in dataclasses.fields(Environment)}
     here |= {"device": device, "date": "2030-01-02T03:04:05+00:00", "commit": "abc"}
-    changes = {"op": "int4fp8", "m": m, "arm": arm, "group_size": 128}
+    changes = {"op": op, "arm": arm, "sizes": {"m": m, "group_size": 128} | sizes}
     return Row(**{**values, **changes, "environment": Environment(**here)})  # type: ignore[arg-type]
 
 
@@ -29,8 +36,31 @@ def test_a_measurement_changes_the_row_that_served_it() -> None:
     changed = [line for line in after if line not in before]
     assert changed == [
         "| `int4fp8_gemm` | sm_90a | M <= 8 | sm90_decode, tile of 8 tokens "
-        "| measured on NVIDIA H200, 2030-01-02, abc (M = 1, 7; groups of 128) |"
+        "| measured on NVIDIA H200, 2030-01-02, abc (m = 1, 7; group_size = 128) |"
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "condition"),
+    [
+        (measured_row(9), "M <= 16"),
+        (measured_row(65), "any M"),
+        (measured_row(16, op="int4fp8_grouped", top_k=2, experts=8), "T <= 4 E"),
+        (measured_row(17, op="int4fp8_grouped", top_k=2, experts=8), "T <= 8 E"),
+        (measured_row(1, op="prefill", head_dim=128), "head_dim 128"),
+    ],
+)
+def test_the_row_that_serves_a_problem_follows_from_its_sizes(row: Row, condition: str) -> None:
+    table = support_matrix.entries()
+    served = [e for e, rows in support_matrix.measurements([row], table).items() if rows]
+    assert [entry.condition for entry in served] == [condition]
+
+
+def test_every_measured_op_is_in_the_benchmark_and_in_the_dispatch_tables() -> None:
+    dispatched = {entry.op for entry in support_matrix.entries()}
+    for (op, arm), name in support_matrix.MEASURED_OPS.items():
+        assert arm in {one.name for one in OPS[op].arms}
+        assert name in dispatched
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ it. Needs wlib_probe on the path: `make docs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "support_matrix.md"
 RESULTS = ROOT / "bench" / "results"
 # The op that an arm of the benchmark times by itself.
-MEASURED_OPS = {("int4fp8", "wlib"): "int4fp8_gemm"}
+MEASURED_OPS = {
+    ("int4fp8", "wlib"): "int4fp8_gemm",
+    ("int4fp8_grouped", "wlib"): "int4fp8_gemm_grouped",
+    ("fp8_quantize", "wlib"): "fp8_quantize",
+    ("fp8_quantize", "wlib+rms_norm"): "rms_norm_fp8_quantize",
+    ("fp8_quantize", "wlib+silu_mul"): "silu_mul_fp8_quantize",
+    ("fp4_quantize", "wlib"): "fp4_quantize",
+    ("fp4_matmul", "wlib"): "fp4_matmul",
+    ("atoms_reconstruct", "wlib"): "atoms_reconstruct",
+    ("atoms_backward", "wlib"): "atoms_reconstruct_backward",
+    ("atoms_step", "wlib"): "atoms_step_",
+    ("lora_merge", "wlib"): "rebuild",
+    ("prng_expand", "wlib"): "prng_expand",
+    ("prefill", "wlib"): "attention_prefill",
+    ("kv_append", "wlib"): "append_kv_int4",
+}
 HEADER = """\
 # Support matrix
 
@@ -55,9 +70,15 @@ class Entry:
         architecture, _, condition = head.partition(", ")
         return cls(family, op, architecture, condition or "any M", kernel)
 
-    def serves(self, m: int) -> bool:
-        match = re.fullmatch(r"M (<=?) (\d+)", self.condition)
-        return not match or m < int(match[2]) + (match[1] == "<=")
+    def serves(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a problem of the benchmark meets the condition; rows are asked in order."""
+        if match := re.fullmatch(r"M (<=?) (\d+)", self.condition):
+            return sizes["m"] < int(match[2]) + (match[1] == "<=")
+        if match := re.fullmatch(r"T <= (\d+) E", self.condition):
+            return sizes["m"] * sizes["top_k"] <= int(match[1]) * sizes["experts"]
+        if match := re.fullmatch(r"head_dim (\d+)", self.condition):
+            return sizes["head_dim"] == int(match[1])
+        return True
 
 
 def entries() -> list[Entry]:
@@ -154,7 +175,7 @@ def measurements(rows: Iterable[Row], table: list[Entry]) -> dict[Entry, list[Ro
         op = MEASURED_OPS.get((row.op, row.arm))
         if row.environment.device.startswith("CPU"):
             continue
-        gpu = (e for e in table if e.op == op and e.architecture != "cpu" and e.serves(row.m))
+        gpu = (e for e in table if e.op == op and e.architecture != "cpu" and e.serves(row.sizes))
         if entry := next(gpu, None):
             found[entry].append(row)
     return found
@@ -167,10 +188,10 @@ def state(entry: Entry, rows: list[Row]) -> str:
         return "simulated" if is_simulated(entry) else "compiled"
     last = max(rows, key=lambda row: row.environment.date).environment
     same = [row for row in rows if row.environment == last]
-    sizes = ", ".join(map(str, sorted({row.m for row in same})))
-    groups = ", ".join(map(str, sorted({row.group_size for row in same})))
+    values = {name: sorted({row.sizes[name] for row in same}) for name in same[0].sizes}
+    sizes = "; ".join(f"{name} = {', '.join(map(str, found))}" for name, found in values.items())
     day = last.date.partition("T")[0]
-    return f"measured on {last.device}, {day}, {last.commit} (M = {sizes}; groups of {groups})"
+    return f"measured on {last.device}, {day}, {last.commit} ({sizes})"
 
 
 def page(rows: Iterable[Row]) -> str:
