@@ -107,6 +107,32 @@ def attention_is_right(dim: int, splits: int, device: str) -> bool:
     return float(error) <= (0 if splits == 1 else 1e-5)
 
 
+def cache_is_right(dim: int, device: str) -> bool:
+    """Tokens written in two calls, some of them skipped, and queries: the CPU's bits."""
+    draw = torch.Generator().manual_seed(dim)
+    q, k, v = (
+        torch.randn(90, heads + 1, dim, generator=draw).bfloat16()[:, 1:] for heads in (6, 3, 3)
+    )
+    mean, factor = torch.randn(2, 3, dim, generator=draw)
+    factor = factor.exp()
+    angle = torch.rand(90, dim // 2, generator=draw)
+    slots = torch.randperm(128, generator=draw)[:90]
+    slots[::5] = -1
+
+    def run(device: str) -> list[torch.Tensor]:
+        kv = wlib.Int4KVCache.allocate(2, 3, dim, device)
+        smoothing = {"k_mean": mean.to(device), "k_smooth": factor.to(device)}
+        for part in (slice(0, 1), slice(1, 90)):
+            kv.append(k.to(device)[part], v.to(device)[part], slots.to(device)[part], **smoothing)
+            smoothing = {}
+        angles = angle.cos().to(device), angle.sin().to(device)
+        codes, scale = wlib.quantize_q_fp8(q.to(device), kv.k_smooth, *angles)
+        results = (kv.k, kv.v, kv.k_scale, kv.v_scale, codes.view(torch.uint8), scale)
+        return [t.cpu() for t in results]
+
+    return all(map(torch.equal, run(device), run("cpu")))
+
+
 def main(device: str) -> int:
     """Run every case on `device`; return 1 if a result is wrong."""
     wrong = 0
@@ -133,6 +159,10 @@ def main(device: str) -> int:
         right = attention_is_right(dim, splits, device)
         wrong += not right
         print(f"attention D={dim} splits={splits}: {'right' if right else 'WRONG'}", flush=True)
+    for dim in (64, 128, 256):
+        right = cache_is_right(dim, device)
+        wrong += not right
+        print(f"cache D={dim}: {'right' if right else 'WRONG'}", flush=True)
     right = atoms_are_right(device)
     wrong += not right
     print(f"atoms: {'right' if right else 'WRONG'}", flush=True)
