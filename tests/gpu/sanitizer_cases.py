@@ -4,6 +4,8 @@ Usage: python sanitizer_cases.py [cuda | cpu]
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from gpu_problems import TILES, Problem, exact_problem
@@ -118,39 +120,73 @@ def attention_is_right(dim: int, splits: int, device: str) -> bool:
     return float(error) <= (0 if splits == 1 else 1e-5)
 
 
-def main(device: str) -> int:
-    """Run every case on `device`; return 1 if a result is wrong."""
-    wrong = 0
-    for m, n, k, group_size, zero_point in CASES:
-        problem = exact_problem(m, n, k, group_size, zero_point=zero_point)
-        packed = problem.weight.pack().to(device)
-        y = wlib.int4fp8_gemm(problem.x.to(device), packed, problem.x_scale.to(device))
-        x = torch.randn(m, k, generator=torch.Generator().manual_seed(k))
-        codes, _ = wlib.fp8_quantize(x.to(device))
-        expected_codes, _ = wlib.fp8_quantize(x)
-        wlib.rms_norm_fp8_quantize(x.to(device), torch.ones(k, device=device), sums_group=k)
-        wlib.silu_mul_fp8_quantize(x.to(device))
-        right = torch.equal(y.cpu(), problem.expected()) and torch.equal(
-            codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8)
-        )
-        right = right and grouped_is_right(problem, device)
-        wrong += not right
-        print(f"M={m} N={n} K={k} G={group_size}: {'right' if right else 'WRONG'}", flush=True)
+def cache_is_right(dim: int, device: str) -> bool:
+    """Tokens written in two calls, some of them skipped, and queries: the CPU's bits."""
+    draw = torch.Generator().manual_seed(dim)
+    q, k, v = (
+        torch.randn(90, heads + 1, dim, generator=draw).bfloat16()[:, 1:] for heads in (6, 3, 3)
+    )
+    mean, factor = torch.randn(2, 3, dim, generator=draw)
+    factor = factor.exp()
+    angle = torch.rand(90, dim // 2, generator=draw)
+    slots = torch.randperm(128, generator=draw)[:90]
+    slots[::5] = -1
+
+    def run(device: str) -> list[torch.Tensor]:
+        kv = wlib.Int4KVCache.allocate(2, 3, dim, device)
+        smoothing = {"k_mean": mean.to(device), "k_smooth": factor.to(device)}
+        for part in (slice(0, 1), slice(1, 90)):
+            kv.append(k.to(device)[part], v.to(device)[part], slots.to(device)[part], **smoothing)
+            smoothing = {}
+        angles = angle.cos().to(device), angle.sin().to(device)
+        codes, scale = wlib.quantize_q_fp8(q.to(device), kv.k_smooth, *angles)
+        results = (kv.k, kv.v, kv.k_scale, kv.v_scale, codes.view(torch.uint8), scale)
+        return [t.cpu() for t in results]
+
+    return all(map(torch.equal, run(device), run("cpu")))
+
+
+def int4fp8_is_right(case: tuple[int, int, int, int, bool], device: str) -> bool:
+    """The GEMM of one weight and of experts, and the quantisers of activations."""
+    m, n, k, group_size, zero_point = case
+    problem = exact_problem(m, n, k, group_size, zero_point=zero_point)
+    packed = problem.weight.pack().to(device)
+    y = wlib.int4fp8_gemm(problem.x.to(device), packed, problem.x_scale.to(device))
+    x = torch.randn(m, k, generator=torch.Generator().manual_seed(k))
+    codes, _ = wlib.fp8_quantize(x.to(device))
+    expected_codes, _ = wlib.fp8_quantize(x)
+    wlib.rms_norm_fp8_quantize(x.to(device), torch.ones(k, device=device), sums_group=k)
+    wlib.silu_mul_fp8_quantize(x.to(device))
+    return (
+        torch.equal(y.cpu(), problem.expected())
+        and torch.equal(codes.cpu().view(torch.uint8), expected_codes.view(torch.uint8))
+        and grouped_is_right(problem, device)
+    )
+
+
+def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
+    """What is run, and whether its result on a device is right."""
+    for case in CASES:
+        m, n, k, group_size, _ = case
+        yield f"int4fp8 M={m} N={n} K={k} G={group_size}", partial(int4fp8_is_right, case)
     for m, n, k in SPARSE_CASES:
-        right = sparse_is_right(m, n, k, device)
-        wrong += not right
-        print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+        yield f"sparse M={m} N={n} K={k}", partial(sparse_is_right, m, n, k)
     for m, s, n, k in LINEAR_CASES:
-        right = linear_is_right(m, s, n, k, device)
-        wrong += not right
-        print(f"linear M={m} S={s} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+        yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
     for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
-        right = attention_is_right(dim, splits, device)
+        yield f"attention D={dim} splits={splits}", partial(attention_is_right, dim, splits)
+    for dim in (64, 128, 256):
+        yield f"cache D={dim}", partial(cache_is_right, dim)
+    yield "atoms", atoms_are_right
+
+
+def main(device: str) -> int:
+    """Run every check on `device`; return 1 if a result is wrong."""
+    wrong = 0
+    for title, is_right in checks():
+        right = is_right(device)
         wrong += not right
-        print(f"attention D={dim} splits={splits}: {'right' if right else 'WRONG'}", flush=True)
-    right = atoms_are_right(device)
-    wrong += not right
-    print(f"atoms: {'right' if right else 'WRONG'}", flush=True)
+        print(f"{title}: {'right' if right else 'WRONG'}", flush=True)
     return int(wrong > 0)
 
 
