@@ -52,6 +52,7 @@ def call(
         "softmax_scale": given.get("softmax_scale") or s.q8.shape[2] ** -0.5,
         "softcap": given.get("softcap", 0.0),
         "causal": given.get("causal", True),
+        "allow_fp16_scores": given.get("allow_fp16_scores", False),
         "window_left": window[0],
         "window_right": window[1],
     }

@@ -54,6 +54,15 @@ def test_nothing_is_spilled_or_kept_in_local_memory(kernels: dict[str, Kernel]) 
     assert not {name for name, k in kernels.items() if k.stack or k.local or k.spills}
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_fp16_scores_take_fewer_instructions(kernels: dict[str, Kernel], head_dim: int) -> None:
+    """Per step of 32 scores a thread. With 256 channels FP32's step may also skip its wgmmas."""
+    name = "prefill::attention_kernel<AttentionConfig<{}, {}>>"
+    fp32, fp16 = (kernels[name.format(head_dim, half)].step for half in ("false", "true"))
+    assert fp32 - fp16 >= 2 * 32
+    assert fp16 <= 13 * 32
+
+
 def test_decode_kernels_feed_the_tensor_cores_from_bulk_copies(kernels: dict[str, Kernel]) -> None:
     found = decode(kernels)
     assert len(found) == 4 * 3 * 2  # token tiles, groups per tile, zero points

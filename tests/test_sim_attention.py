@@ -34,15 +34,17 @@ def draw(seed: int) -> dict[str, Any]:
 
 
 def check(s: Sequences, seed: int = 0, **options: Any) -> None:
-    out, lse, findings = attention(s, simulation=draw(seed), **options)
+    out, lse, findings = attention(s, **{"simulation": draw(seed)} | options)
     assert findings == []
     check_result(s, out, lse, **options)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (16, 1), (3, 1)])
-def test_causal(dim: int, heads: int, kv_heads: int) -> None:
-    check(make([65, 1, 7], [65, 64, 200], heads=heads, kv_heads=kv_heads, dim=dim), dim + heads)
+def test_causal(dim: int, heads: int, kv_heads: int, half: bool) -> None:
+    s = make([65, 1, 7], [65, 64, 200], heads=heads, kv_heads=kv_heads, dim=dim)
+    check(s, dim + heads, allow_fp16_scores=half)
 
 
 @pytest.mark.parametrize("causal", [True, False])

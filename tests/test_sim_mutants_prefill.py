@@ -30,6 +30,16 @@ def make_cases() -> list[AttentionCase]:
             call(make([3], [700], dim=128), sinks=sinks, splits=3, **common),
             call(make([20], [100], dim=128, smooth=True), softcap=3.0, **common),
         ]
+        halves = make([66, 1, 3], [300, 64, 10], dim=128, seed=seed)
+        halves.kv.v_scale[::2] *= 4
+        halves.kv.k_scale[::3] *= 2
+        halves.q_scale[5:9] *= -1
+        half: dict[str, Any] = {"allow_fp16_scores": True, **common}
+        calls += [
+            call(halves, window_size=(70, 0), **half),
+            call(make([20], [130], dim=128), softmax_scale=(0.1, 2.0**60, 2.0**-60)[seed], **half),
+            call(make([20], [64], dim=128, new=True), **half),
+        ]
         cases += [AttentionCase.of(one) for one in calls]
     return cases
 
@@ -47,7 +57,7 @@ def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 12, "fired": {}, "first": {}}
+    assert results[CONTROL.name] == {"cases": 21, "fired": {}, "first": {}}
 
 
 @pytest.mark.slow

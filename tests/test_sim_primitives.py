@@ -111,6 +111,58 @@ def test_wgmma_e4m3_reads_operands_where_cute_puts_them(n, register_a):
         np.testing.assert_allclose(d, E4M3[a] @ E4M3[b].T, rtol=2**-20, atol=2**-18)
 
 
+def test_wgmma_with_half_accumulators_rounds_once_per_instruction():
+    """To nearest even after each of the four k steps, or towards zero where FP32 would truncate."""
+    rng = np.random.default_rng(3)
+    for seed, timing in enumerate(TIMINGS):
+        a, b = e4m3_operands(rng, 64)
+        d = np.full((64, 64), np.nan, np.float32)
+        report = probe.wgmma(a, b, d, False, probe.Options(seed=seed, timing=timing), half=True)
+        assert report.findings == []
+        want = np.zeros((64, 64), np.float16)
+        for k in range(0, 128, 32):
+            step = slice(k, k + 32)
+            want = (want + E4M3[a[:, step]] @ E4M3[b[:, step]].T).astype(np.float16)
+        # Halfway cases aside, in which FP32 sums in another order may differ.
+        ulp = np.spacing(np.abs(want)).astype(np.float64)
+        assert np.all(np.abs(d - want) <= 4 * ulp)
+        assert np.mean(d == want) > 0.99
+    code = {value: int(np.flatnonzero(value == E4M3)[0]) for value in (16.0, 0.125, 1.0)}
+    a, b = np.zeros((64, 128), np.uint8), np.zeros((64, 128), np.uint8)
+    a[:, 0], b[:, 0] = code[16.0], code[16.0]
+    a[:, 1], b[:, 1] = code[1.0], code[0.125]  # 256.125 lies halfway between FP16 numbers
+    a[:, 2], b[:, 2] = code[0.125], code[0.125]  # and this is above it
+    for truncate, expected in ((False, 256.25), (True, 256.0)):
+        probe.wgmma(a, b, d, False, probe.Options(truncate=truncate), half=True)
+        assert np.all(d == expected)
+
+
+def test_arithmetic_on_two_halves():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 1 << 32, (3, 20000), np.uint32)
+    bits[:2, :400] = np.array([0, 0x3C00, 0x7C00, 0xFC00, 0x7E00, 1, 0x83FF, 0x7BFF]).repeat(50)
+    a, b, c = bits.view(np.float16).astype(np.float64)
+    with np.errstate(all="ignore"):
+        for name, given, want in (
+            ("add", bits[:2], a + b),
+            ("sub", bits[:2], a - b),
+            ("mul", bits[:2], a * b),
+            ("max", bits[:2], np.fmax(a, b)),
+            ("fma", bits, a * b + c),
+            ("exp2", bits[:1], np.exp2(a)),
+        ):
+            got = getattr(probe, f"half2_{name}")(*given).view(np.float16)
+            np.testing.assert_array_equal(got, want.astype(np.float16), name)
+        codes = probe.half2_to_e4m3x2(bits[0]).view(np.uint8)
+        want_codes = probe.float_to_e4m3(a.astype(np.float32))
+    number = ~np.isnan(a)
+    np.testing.assert_array_equal(codes[number], want_codes[number])
+    assert np.all(codes[~number] == 0x7F)
+    low, high = rng.normal(size=(2, 1000)).astype(np.float32)
+    pair = np.stack((low, high), 1).astype(np.float16)
+    np.testing.assert_array_equal(probe.pack_half2(low, high).view(np.float16), pair.ravel())
+
+
 @pytest.mark.parametrize("register_a", [False, True], ids=["ss", "rs"])
 def test_wgmma_bf16_reads_operands_where_cute_puts_them(register_a):
     rng = np.random.default_rng(1)

@@ -60,7 +60,8 @@ class Kernel:
 
     Bytes: stack, local. Per thread: registers. All others are instructions, of the whole kernel or,
     for loop, alu and fma, of its main loop: the shortest one around all wgmmas, if there is one.
-    Waits are for wgmmas: more than the source asks for means that ptxas has serialised them.
+    Step: one pass of the shortest loop around any wgmma, without what branches forward skip. Waits
+    are for wgmmas: more than the source asks for means that ptxas has serialised them.
     """
 
     registers: int
@@ -74,6 +75,7 @@ class Kernel:
     loop: int
     alu: int
     fma: int
+    step: int
 
 
 EXACT = ("registers", "wgmma", "bulk_copies", "tensor_copies")
@@ -110,6 +112,26 @@ def main_loop(code: list[Instruction]) -> list[Instruction]:
     return [i for i in code if first <= i.address <= last]
 
 
+def step(code: list[Instruction]) -> int:
+    """Instructions that are executed if every branch forward inside of the loop is taken."""
+    wgmmas = [i.address for i in code if i.base in WGMMA]
+    loops = [
+        (i.address - i.target, i.target, i.address)
+        for i in code
+        if i.target >= 0 and any(i.target <= address <= i.address for address in wgmmas)
+    ]
+    if not loops:
+        return 0
+    _, at, last = min(loops)
+    executed = 0
+    for i in code:
+        if at <= i.address <= last:
+            executed += 1
+            if i.address < i.target <= last:
+                at = i.target
+    return executed
+
+
 def count(code: list[Instruction], registers: int, stack: int, local: int) -> Kernel:
     bases = Counter(i.base for i in code)
     loop = main_loop(code)
@@ -125,6 +147,7 @@ def count(code: list[Instruction], registers: int, stack: int, local: int) -> Ke
         loop=len(loop),
         alu=sum(i.base in ALU for i in loop),
         fma=sum(i.base in FMA for i in loop),
+        step=step(code),
     )
 
 

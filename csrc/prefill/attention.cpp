@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensor> attention(
     std::optional<Tensor> v_new, std::optional<Tensor> k_new_scale,
     std::optional<Tensor> v_new_scale, std::optional<Tensor> key_mean, std::optional<Tensor> sinks,
     double softmax_scale, bool causal, int64_t window_left, int64_t window_right, double softcap,
-    int64_t num_splits, std::optional<ScalarType> out_dtype) {
+    int64_t num_splits, bool allow_fp16_scores, std::optional<ScalarType> out_dtype) {
   const Checker check("attention_prefill");
   const Arguments a{q,       q_scale,     k_cache,     v_cache,      k_scale,
                     v_scale, page_table,  seqused_k,   cu_seqlens_q, k_new,
@@ -198,6 +198,7 @@ std::tuple<Tensor, Tensor> attention(
   p.softmax_scale = float(softmax_scale);
   p.softcap = float(softcap);
   p.causal = causal;
+  p.allow_fp16_scores = allow_fp16_scores;
   p.window_left = int(std::clamp<int64_t>(window_left, -1, INT32_MAX));
   p.window_right = int(std::clamp<int64_t>(window_right, -1, INT32_MAX));
   if (q.is_cpu())

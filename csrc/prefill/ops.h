@@ -24,6 +24,6 @@ std::tuple<Tensor, Tensor> attention(
     std::optional<Tensor> v_new, std::optional<Tensor> k_new_scale,
     std::optional<Tensor> v_new_scale, std::optional<Tensor> key_mean, std::optional<Tensor> sinks,
     double softmax_scale, bool causal, int64_t window_left, int64_t window_right, double softcap,
-    int64_t num_splits, std::optional<ScalarType> out_dtype);
+    int64_t num_splits, bool allow_fp16_scores, std::optional<ScalarType> out_dtype);
 
 }  // namespace wlib::prefill

@@ -22,7 +22,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
       "max_seqlen_q, Tensor? k_new=None, Tensor? v_new=None, Tensor? k_new_scale=None, Tensor? "
       "v_new_scale=None, Tensor? key_mean=None, Tensor? sinks=None, float softmax_scale, bool "
       "causal=True, int window_left=-1, int window_right=-1, float softcap=0.0, int num_splits=0, "
-      "ScalarType? out_dtype=None) -> (Tensor, Tensor)");
+      "bool allow_fp16_scores=False, ScalarType? out_dtype=None) -> (Tensor, Tensor)");
 }
 
 static void implement(torch::stable::detail::StableLibrary& m) {

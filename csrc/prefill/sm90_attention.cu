@@ -1,4 +1,4 @@
-// The attention kernel for one head_dim; compiled once per WLIB_INSTANCE.
+// The attention kernels for one head_dim; compiled once per WLIB_INSTANCE.
 #include <algorithm>
 
 #include "prefill/sm90_attention.h"
@@ -7,9 +7,9 @@
 
 namespace wlib::prefill {
 
-template <>
-cudaError_t launch_attention<WLIB_INSTANCE>(const AttentionKernelParams& p, cudaStream_t stream) {
-  using C = AttentionConfig<WLIB_INSTANCE>;
+template <int kHeadDim, bool kHalfScores>
+cudaError_t launch_attention(const AttentionKernelParams& p, cudaStream_t stream) {
+  using C = AttentionConfig<kHeadDim, kHalfScores>;
   constexpr int kBytes = sizeof(AttentionSmem<C>);
   static_assert(kBytes <= 227 * 1024);
   int resident = 0;
@@ -19,5 +19,9 @@ cudaError_t launch_attention<WLIB_INSTANCE>(const AttentionKernelParams& p, cuda
   const auto ctas = unsigned(std::min<int64_t>(p.plan.items, resident));
   return sm90::launch(attention_kernel<C>, dim3(ctas), C::kThreads, kBytes, 1, stream, p);
 }
+template cudaError_t launch_attention<WLIB_INSTANCE, false>(const AttentionKernelParams&,
+                                                            cudaStream_t);
+template cudaError_t launch_attention<WLIB_INSTANCE, true>(const AttentionKernelParams&,
+                                                           cudaStream_t);
 
 }  // namespace wlib::prefill

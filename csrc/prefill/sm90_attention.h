@@ -15,6 +15,7 @@
 #pragma once
 
 #include "prefill/sm90_attention_expand.h"
+#include "prefill/sm90_attention_half.h"
 #include "prefill/sm90_attention_rows.h"
 
 namespace wlib::prefill {
@@ -29,9 +30,9 @@ struct Consumer {
   AttentionSmem<C>& s;
   const int index;
   sm90::RingCursor<C::kStages> scores_at, softmax_at, values_at;  // the three steps in flight
-  float scores[C::kScores], next[C::kAhead ? C::kScores : 1];
+  typename C::Score scores[C::kScores], next[C::kAhead ? C::kScores : 1];
   float slice[C::kSliceRegs], out[C::kSlices][C::kSliceRegs];
-  uint32_t p[C::kScores / 16][4];
+  uint32_t p[kKeys / 32][4];
   float factor[2];  // of the output before the products with `p` are added
 
   WLIB_DEVICE Consumer(AttentionSmem<C>& smem, int consumer) : s(smem), index(consumer) {}
@@ -43,7 +44,7 @@ struct Consumer {
   WLIB_DEVICE void end_turn() { sm90::barrier_arrive(kTurnBarrier + 1 - index, kConsumers * 128); }
 
   // to = q k^T
-  WLIB_DEVICE void issue_scores(float (&to)[C::kScores]) {
+  WLIB_DEVICE void issue_scores(typename C::Score (&to)[C::kScores]) {
     s.ring.wait_full(scores_at);
     const int stage = scores_at.stage;
     const uint64_t q = sm90::swizzled_tile_descriptor(s.q[index]);
@@ -99,8 +100,10 @@ struct Consumer {
   }
 };
 
-// Rows of the queries -> the consumer's swizzled tile; zeros behind the last row. The last item's
-// queries are free: its last scores were waited for before a turn, and a turn begins for all.
+// Rows of the queries -> the consumer's swizzled tile; zeros behind the last row. Where the scale
+// of the scores is negative the codes change their signs, so that softmax sees positive ones only.
+// The last item's queries are free: its last scores were waited for before a turn, and a turn
+// begins for all.
 template <class C>
 WLIB_DEVICE void load_queries(Consumer<C>& c, const AttentionKernelParams& p,
                               const AttentionItem& item) {
@@ -108,8 +111,12 @@ WLIB_DEVICE void load_queries(Consumer<C>& c, const AttentionKernelParams& p,
   for (int i = sm90::thread_in_warpgroup(); i < kConsumerRows * kUnits; i += 128) {
     const int row = i / kUnits, column = i % kUnits * 16, of_tile = c.index * kConsumerRows + row;
     Unit codes = {};
-    if (of_tile < item.rows)
+    if (of_tile < item.rows) {
       codes = *reinterpret_cast<const Unit*>(p.q + item.query(p, of_tile) * C::kHeadDim + column);
+      const uint32_t signs = score_scale(p, item, of_tile) < 0 ? 0x80808080 : 0;
+      WLIB_UNROLL
+      for (int w = 0; w < 4; ++w) codes.word[w] ^= signs;
+    }
     *reinterpret_cast<Unit*>(c.s.q[c.index] + swizzled(row, column, kConsumerRows)) = codes;
   }
   sm90::fence_proxy_async();
@@ -139,11 +146,11 @@ WLIB_DEVICE void attend(Consumer<C>& c, const AttentionKernelParams& p, const At
   if constexpr (kAhead) c.issue_scores(c.next);
   c.end_turn();
   const KeyTile tile = item.tile(index);
-  const StepScales& scales = c.s.scales[c.softmax_at.stage];
-  float largest[2], factor[2];
-  score(p, scales, tile, !unmasked.covers(tile), rows, c.scores, largest);
+  const typename C::Scales& scales = c.s.scales[c.softmax_at.stage];
+  StepRows step;
+  score(p, scales, tile, !unmasked.covers(tile), rows, c.scores, step);
   if constexpr (!kFirst) c.template add_first_slices<kAhead ? 1 : 0>();
-  exponentiate(scales, largest, rows, c.scores, factor);
+  exponentiate(scales, rows, c.scores, step);
   scale_values(scales, c.scores);
   c.softmax_at.advance();
   if constexpr (!kFirst) c.add_last_slice();
@@ -159,8 +166,8 @@ WLIB_DEVICE void attend(Consumer<C>& c, const AttentionKernelParams& p, const At
       sm90::wgmma_wait<0>(c.scores);
     }
   }
-  c.factor[0] = factor[0];
-  c.factor[1] = factor[1];
+  c.factor[0] = step.factor[0];
+  c.factor[1] = step.factor[1];
 }
 
 template <class C>

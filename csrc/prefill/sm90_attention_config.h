@@ -1,6 +1,8 @@
 // The attention kernel's tiles, shared memory and items of work.
 #pragma once
 
+#include <type_traits>
+
 #include "prefill/attention_plan.h"
 #include "wlib/layout/int4_kv.h"
 #include "wlib/params/prefill.h"
@@ -14,8 +16,33 @@ constexpr int kConsumerRows = 64;            // wgmma's M
 constexpr int kConsumers = kTileRows / kConsumerRows;
 constexpr int kSwizzleRow = 128;  // bytes
 
-template <int kHeadDim_>
+struct alignas(16) Unit {
+  uint32_t word[4];
+};
+
+// Scales of a step as the consumers use them: zero for slots that hold no key.
+struct StepScales {
+  float k[kKeys];  // of a code
+  float v[kKeys];  // of a code, divided by `unit`: at most 1
+  float unit;      // the largest scale of the values, or 0
+};
+// The same for FP16 scores. A thread of the consumers finds the sixteen keys of its columns in a
+// row, see half_slot().
+struct alignas(16) HalfStepScales {
+  uint16_t k[kKeys];  // bits of FP16, divided by `k_unit`: at most 1
+  uint16_t v[kKeys];  // likewise, by `unit`
+  float k_unit, unit;
+};
+WLIB_DEVICE constexpr int half_slot(int key) {
+  return key % 8 / 2 * (kKeys / 4) + key / 8 * 2 + key % 2;
+}
+
+// kHalfScores: q k^T in FP16, and its softmax on two numbers at a time. Only for cached keys:
+// |q| <= 448 and codes of at most 7 * 2^-9 keep a score of 256 channels below 1568, while FP8 keys
+// could exceed FP16's 65504. Nor with a softcap, which is computed in FP32.
+template <int kHeadDim_, bool kHalfScores_>
 struct AttentionConfig {
+  static constexpr bool kHalfScores = kHalfScores_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kThreads = (1 + kConsumers) * sm90::kWarpgroupThreads;
   // Expanded keys and values. Three are in use (scores of the next step, softmax of this one,
@@ -26,11 +53,14 @@ struct AttentionConfig {
   static constexpr int kSliceColumns = kHeadDim == 256 ? 32 : 64;
   static constexpr int kSlices = kHeadDim / kSliceColumns;
   // Whether the scores of the next step are multiplied during the softmax of this one. An output of
-  // 256 columns leaves no registers for them; the other consumer's wgmmas fill the gap.
-  static constexpr bool kAhead = kHeadDim < 256;
+  // 256 columns leaves no registers for them in FP32; the other consumer's wgmmas fill the gap.
+  static constexpr bool kAhead = kHalfScores || kHeadDim < 256;
   static constexpr int kProducerRegs = kHeadDim == 256 ? 40 : 56;
   static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
-  using ScoreOp = typename sm90::WgmmaE4M3<kKeys>::Ss;
+  using ScoreOp = std::conditional_t<kHalfScores, typename sm90::WgmmaE4M3<kKeys>::SsHalf,
+                                     typename sm90::WgmmaE4M3<kKeys>::Ss>;
+  using Score = sm90::Accumulator<ScoreOp>;  // or two of them
+  using Scales = std::conditional_t<kHalfScores, HalfStepScales, StepScales>;
   using ValueOp = typename sm90::WgmmaE4M3<kSliceColumns>::Rs;
   static constexpr int kScores = sm90::kAccumulators<ScoreOp>;
   static constexpr int kSliceRegs = sm90::kAccumulators<ValueOp>;
@@ -41,12 +71,9 @@ struct AttentionConfig {
   static constexpr int kKeyBytes = kKeys * kHeadDim, kValueBytes = kHeadDim * kKeys;  // of a stage
 };
 
-// Scales of a step as the consumers use them: zero for slots that hold no key.
-struct StepScales {
-  float k[kKeys];  // of a code
-  float v[kKeys];  // of a code, divided by `unit`: at most 1
-  float unit;      // the largest scale of the values, or 0
-};
+WLIB_HOST_DEVICE bool takes_fp16_scores(const AttentionParams& p) {
+  return p.allow_fp16_scores && !p.k_new && p.softcap == 0;
+}
 
 template <class C>
 struct AttentionSmem {
@@ -55,7 +82,7 @@ struct AttentionSmem {
   alignas(1024) uint8_t v[C::kStages * C::kValueBytes];
   alignas(128) uint8_t raw[C::kRawStages][2][C::kRawBytes];  // keys, values
   alignas(128) float raw_scale[C::kRawStages][2][kKeys];
-  StepScales scales[C::kStages];
+  typename C::Scales scales[C::kStages];
   uint64_t raw_full[C::kRawStages];
   sm90::Ring<C::kStages> ring;  // expanded
 };

@@ -13,12 +13,13 @@ namespace {
 
 struct Row {
   int head_dim;
+  bool half_scores;
   cudaError_t (*launch)(const AttentionKernelParams&, cudaStream_t);
 };
 constexpr Row kRows[] = {
-    {64, launch_attention<64>},
-    {128, launch_attention<128>},
-    {256, launch_attention<256>},
+    {64, false, launch_attention<64, false>},   {64, true, launch_attention<64, true>},
+    {128, false, launch_attention<128, false>}, {128, true, launch_attention<128, true>},
+    {256, false, launch_attention<256, false>}, {256, true, launch_attention<256, true>},
 };
 
 cudaError_t launch_combine(const AttentionKernelParams& p, cudaStream_t stream) {
@@ -33,8 +34,9 @@ const char* attention_cuda_rows() {
     std::string lines;
     for (const Row& row : kRows) {
       lines += "sm_90a, head_dim " + std::to_string(row.head_dim) +
-               ": sm90_attention, 128 rows by 64 keys; keys split by attention_plan.h, parts "
-               "added up by sm90_combine\n";
+               ": sm90_attention, 128 rows by 64 keys, scores in " +
+               (row.half_scores ? "FP16 (if allowed, no new keys, no softcap)" : "FP32") +
+               "; keys split by attention_plan.h, parts added up by sm90_combine\n";
     }
     return lines;
   }();
@@ -62,7 +64,7 @@ const char* attention_cuda(const AttentionParams& params, const AttentionPlan& p
   p.part_out = parts;
   p.part_lse = parts ? parts + plan.splits * p.tokens * p.heads * p.head_dim : nullptr;
   for (const Row& row : kRows) {
-    if (row.head_dim != p.head_dim) continue;
+    if (row.head_dim != p.head_dim || row.half_scores != takes_fp16_scores(p)) continue;
     cudaError_t error = row.launch(p, static_cast<cudaStream_t>(stream));
     if (error == cudaSuccess && plan.splits > 1)
       error = launch_combine(p, static_cast<cudaStream_t>(stream));

@@ -7,14 +7,11 @@
 #include "prefill/sm90_attention_config.h"
 #include "wlib/sm90/bits.h"
 #include "wlib/sm90/copy.h"
+#include "wlib/sm90/half2.h"
 
 namespace wlib::prefill {
 
 constexpr int kProducerBarrier = 1;  // ids of named barriers; 0 is block_sync's
-
-struct alignas(16) Unit {
-  uint32_t word[4];
-};
 
 // All key tiles of all items of this CTA, one after the other.
 struct TileWalk {
@@ -119,11 +116,11 @@ WLIB_DEVICE void transpose_values(const uint8_t* from, int pitch, int count, uin
 }
 
 // Half of the warpgroup prepares the keys' scales, half the values'. The values' are divided by
-// their largest, so that probabilities times them fit into E4M3.
+// their largest, so that probabilities times them fit into E4M3; so are the keys' for FP16.
 template <class C>
 WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams& p,
                                 const AttentionItem& item, const KeyTile& tile, int raw,
-                                StepScales& to) {
+                                typename C::Scales& to) {
   const int key = sm90::thread_in_warpgroup() % kKeys, other = key ^ sm90::kWarpThreads;
   const bool values = sm90::thread_in_warpgroup() >= kKeys;
   const auto scale = [&](int of) {
@@ -133,7 +130,7 @@ WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams
     return (values ? p.v_new_scale : p.k_new_scale)[token * p.kv_heads + item.kv_head];
   };
   const float own = scale(key);
-  if (!values) {
+  if (!C::kHalfScores && !values) {
     to.k[key] = own;
     return;
   }
@@ -141,8 +138,17 @@ WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams
   WLIB_UNROLL
   for (int mask = 16; mask > 0; mask /= 2)
     unit = sm90::max_or_nan(unit, sm90::warp_shuffle_xor(unit, mask));
-  to.v[key] = unit == 0 ? 0.0f : own / unit;
-  if (key == 0) to.unit = unit;
+  const float relative = unit == 0 ? 0.0f : own / unit;
+  if constexpr (C::kHalfScores)
+    (values ? to.v : to.k)[half_slot(key)] = uint16_t(sm90::pack_half2(relative, 0));
+  else
+    to.v[key] = relative;
+  if (key > 0) return;
+  if constexpr (C::kHalfScores) {
+    (values ? to.unit : to.k_unit) = unit;
+  } else {
+    to.unit = unit;
+  }
 }
 
 template <class C>

@@ -1,4 +1,5 @@
-// Between the dispatch table (sm90_attention_dispatch.cu) and the kernel's translation units.
+// Between the dispatch table (sm90_attention_dispatch.cu) and the kernels' translation units, which
+// instantiate it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,13 +8,7 @@
 
 namespace wlib::prefill {
 
-template <int kHeadDim>
+template <int kHeadDim, bool kHalfScores>
 cudaError_t launch_attention(const AttentionKernelParams& p, cudaStream_t stream);
-template <>
-cudaError_t launch_attention<64>(const AttentionKernelParams& p, cudaStream_t stream);
-template <>
-cudaError_t launch_attention<128>(const AttentionKernelParams& p, cudaStream_t stream);
-template <>
-cudaError_t launch_attention<256>(const AttentionKernelParams& p, cudaStream_t stream);
 
 }  // namespace wlib::prefill

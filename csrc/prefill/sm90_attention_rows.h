@@ -19,9 +19,14 @@ constexpr float kNone = -std::numeric_limits<float>::infinity();
 // numbers are 2^-17 of the row's largest probability.
 constexpr float kProbabilityLog2 = 8;
 
-// All scores are in units of log2: 2^x instead of e^x.
+// What takes a product of codes of row `row` to the units of log2: 2^x instead of e^x.
+WLIB_DEVICE float score_scale(const AttentionKernelParams& p, const AttentionItem& item, int row) {
+  return p.q_scale[item.query(p, row)] * p.softmax_scale * kLog2E;
+}
+
+// Scores are in units of log2.
 struct RowPair {
-  float scale[2];        // of a score
+  float scale[2];        // |score_scale|, never 0: -inf times it is -inf
   float mean[2];         // score with what was taken off all keys
   int begin[2], end[2];  // keys that the row sees
   float largest[2];      // score so far
@@ -35,16 +40,28 @@ struct RowPair {
     for (int r = 0; r < 2; ++r) {
       const int row = first_row + 8 * r;
       largest[r] = kNone;
-      sum[r] = scale[r] = mean[r] = 0;
+      sum[r] = mean[r] = 0;
+      scale[r] = std::numeric_limits<float>::min();
       begin[r] = end[r] = 0;
       if (row >= item.rows) continue;
       const KeyRange range = item.range(p, row / item.group);
       begin[r] = int(range.begin);
       end[r] = int(range.end);
-      scale[r] = p.q_scale[item.query(p, row)] * p.softmax_scale * kLog2E;
+      const float own = fabsf(score_scale(p, item, row));
+      if (!(own < scale[r])) scale[r] = own;
     }
   }
 };
+
+// Of row r, counted from the thread's first column in the step.
+struct ColumnRange {
+  int begin, end;
+};
+WLIB_DEVICE ColumnRange visible_columns(const RowPair& rows, const KeyTile& tile, int r,
+                                        int column) {
+  const int last = rows.end[r] - tile.first;
+  return {rows.begin[r] - tile.first - column, (last < tile.count ? last : tile.count) - column};
+}
 
 WLIB_DEVICE float quad_sum(float x) {
   x += sm90::warp_shuffle_xor(x, 1);
@@ -65,6 +82,7 @@ WLIB_DEVICE void multiply_mean(const AttentionKernelParams& p, const AttentionIt
     float sum = 0;
     const int row = first_row + 8 * r;
     if (row < item.rows) {
+      const float scale = score_scale(p, item, row);
       const auto* q = reinterpret_cast<const uint32_t*>(p.q + item.query(p, row) * C::kHeadDim);
       for (int i = sm90::lane_index() % 4; i < C::kHeadDim / 4; i += 4) {
         const float2 low = sm90::e4m3x2_to_float2(uint16_t(q[i]));
@@ -72,72 +90,93 @@ WLIB_DEVICE void multiply_mean(const AttentionKernelParams& p, const AttentionIt
         sum += low.x * mean[4 * i] + low.y * mean[4 * i + 1] + high.x * mean[4 * i + 2] +
                high.y * mean[4 * i + 3];
       }
+      sum *= scale;
     }
-    rows.mean[r] = quad_sum(sum) * rows.scale[r];
+    rows.mean[r] = quad_sum(sum);
   }
 }
 
-// Scores of a step, in place: scaled, capped, masked. Returns each row's largest so far.
+// What a step's softmax needs to know of its two rows.
+struct StepRows {
+  float scale[2];    // what takes a score to the units of log2
+  float highest[2];  // score of the step, before that
+  float largest[2];  // score so far, in units of log2
+  // Of the output so far, whose unit becomes `unit`: what it is to be multiplied with.
+  float rescale[2], factor[2];
+
+  // The exponent of 2 that probabilities of the step begin with; and the rows go on.
+  WLIB_DEVICE float advance(RowPair& rows, float unit, int r) {
+    const float base = largest[r] == kNone ? 0.0f : largest[r];  // a row that has seen nothing
+    rescale[r] = sm90::exp2_fast(rows.largest[r] - base);
+    factor[r] = rescale[r] * (rows.unit / unit);
+    rows.largest[r] = largest[r];
+    return kProbabilityLog2 - base;
+  }
+};
+
+// Scores of a step, in place: times their keys' scales, capped, masked. Finds the largest ones.
 template <int kScores>
 WLIB_DEVICE void score(const AttentionKernelParams& p, const StepScales& scales,
                        const KeyTile& tile, bool masked, const RowPair& rows, float (&s)[kScores],
-                       float (&largest)[2]) {
+                       StepRows& step) {
   const int column = sm90::accumulator_column(sm90::thread_in_warpgroup(), 0);
   WLIB_UNROLL
   for (int v = 0; v < kScores; v += 4) {
     const float2 k = *reinterpret_cast<const float2*>(&scales.k[column + v / 4 * 8]);
     WLIB_UNROLL
-    for (int i = 0; i < 4; ++i) s[v + i] *= (i % 2 ? k.y : k.x) * rows.scale[i / 2];
+    for (int i = 0; i < 4; ++i) s[v + i] *= i % 2 ? k.y : k.x;
   }
+  step.scale[0] = rows.scale[0];
+  step.scale[1] = rows.scale[1];
   if (p.softcap > 0) {
     const float cap = p.softcap * kLog2E, inverse = 1.0f / cap;
     WLIB_UNROLL
-    for (int v = 0; v < kScores; ++v)
-      s[v] = cap * sm90::tanh_fast((s[v] + rows.mean[v / 2 % 2]) * inverse);
+    for (int v = 0; v < kScores; ++v) {
+      const int r = v / 2 % 2;
+      s[v] = cap * sm90::tanh_fast((s[v] * rows.scale[r] + rows.mean[r]) * inverse);
+    }
+    step.scale[0] = step.scale[1] = 1;
   }
   if (masked) {
     WLIB_UNROLL
     for (int r = 0; r < 2; ++r) {
-      const int low = rows.begin[r] - tile.first - column, last = rows.end[r] - tile.first;
-      const int high = (last < tile.count ? last : tile.count) - column;
+      const ColumnRange seen = visible_columns(rows, tile, r, column);
       WLIB_UNROLL
       for (int v = 2 * r; v < kScores; v += 4) {
         WLIB_UNROLL
         for (int i = 0; i < 2; ++i) {
           const int key = v / 4 * 8 + i;
-          if (key < low || key >= high) s[v + i] = kNone;
+          if (key < seen.begin || key >= seen.end) s[v + i] = kNone;
         }
       }
     }
   }
   WLIB_UNROLL
   for (int r = 0; r < 2; ++r) {
-    largest[r] = rows.largest[r];
+    float highest = kNone;
     WLIB_UNROLL
-    for (int v = 2 * r; v < kScores; v += 4) largest[r] = fmaxf(largest[r], fmaxf(s[v], s[v + 1]));
-    largest[r] = quad_max(largest[r]);
+    for (int v = 2 * r; v < kScores; v += 4) highest = fmaxf(highest, fmaxf(s[v], s[v + 1]));
+    step.highest[r] = quad_max(highest);
+    step.largest[r] = fmaxf(rows.largest[r], step.highest[r] * step.scale[r]);
   }
 }
 
-// Scores -> probabilities, in place. factor: what the output so far is to be multiplied with.
+// Scores -> probabilities, in place.
 template <int kScores>
-WLIB_DEVICE void exponentiate(const StepScales& scales, const float (&largest)[2], RowPair& rows,
-                              float (&s)[kScores], float (&factor)[2]) {
+WLIB_DEVICE void exponentiate(const StepScales& scales, RowPair& rows, float (&s)[kScores],
+                              StepRows& step) {
   const float unit = scales.unit == 0 ? rows.unit : scales.unit;
   WLIB_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const float base = largest[r] == kNone ? 0.0f : largest[r];  // a row that has seen nothing
-    const float rescale = sm90::exp2_fast(rows.largest[r] - base);
-    factor[r] = rescale * (rows.unit / unit);
-    rows.largest[r] = largest[r];
+    const float offset = step.advance(rows, unit, r);
     float sum = 0;
     WLIB_UNROLL
     for (int v = 2 * r; v < kScores; v += 4) {
-      s[v] = sm90::exp2_fast(s[v] - (base - kProbabilityLog2));
-      s[v + 1] = sm90::exp2_fast(s[v + 1] - (base - kProbabilityLog2));
+      WLIB_UNROLL
+      for (int i = v; i < v + 2; ++i) s[i] = sm90::exp2_fast(s[i] * step.scale[r] + offset);
       sum += s[v] + s[v + 1];
     }
-    rows.sum[r] = rows.sum[r] * rescale + sum;
+    rows.sum[r] = rows.sum[r] * step.rescale[r] + sum;
   }
   rows.unit = unit;
 }

@@ -57,6 +57,7 @@ prefill::AttentionParams attention_params(const py::dict& a, const py::dict& o, 
   p.softmax_scale = o["softmax_scale"].cast<float>();
   p.softcap = o["softcap"].cast<float>();
   p.causal = o["causal"].cast<bool>();
+  p.allow_fp16_scores = o["allow_fp16_scores"].cast<bool>();
   p.window_left = o["window_left"].cast<int>();
   p.window_right = o["window_right"].cast<int>();
   p.out_type = float_type(out);

@@ -6,6 +6,7 @@
 #include "probe/bind.h"
 #include "probe/planted.h"
 #include "probe/sim_values.h"
+#include "wlib/sm90/half2.h"
 #include "wlib/sm90/tensor_map.h"
 
 namespace wlib::probe {
@@ -46,8 +47,9 @@ sim::Report run_planted(const std::string& name, bool bug, const sim::Options& o
 }
 
 sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool register_a,
-                  const sim::Options& o) {
-  const auto type = a.itemsize() == 1         ? MatrixType::kE4M3
+                  const sim::Options& o, bool half) {
+  const auto narrow = half ? MatrixType::kE4M3Half : MatrixType::kE4M3;
+  const auto type = a.itemsize() == 1         ? narrow
                     : a.dtype().kind() == 'f' ? MatrixType::kF16
                                               : MatrixType::kBF16;
   return run_wgmma(type, int(b.shape(0)), register_a, static_cast<const uint8_t*>(a.data()),
@@ -80,7 +82,15 @@ void bind_primitives(py::module_& m) {
   m.def("planted", &planted_names);
   m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
   m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
-        py::arg("register_a"), py::arg("options"));
+        py::arg("register_a"), py::arg("options"), py::arg("half") = false);
+  m.def("half2_add", py::vectorize(&sm90::half2_add));
+  m.def("half2_sub", py::vectorize(&sm90::half2_sub));
+  m.def("half2_mul", py::vectorize(&sm90::half2_mul));
+  m.def("half2_max", py::vectorize(&sm90::half2_max));
+  m.def("half2_fma", py::vectorize(&sm90::half2_fma));
+  m.def("half2_exp2", py::vectorize(&sm90::half2_exp2));
+  m.def("half2_to_e4m3x2", py::vectorize(&sm90::half2_to_e4m3x2));
+  m.def("pack_half2", py::vectorize(&sm90::pack_half2));
   m.def("tensor_load", &tensor_load, py::arg("x"), py::arg("column"), py::arg("row"),
         py::arg("swizzle"), py::arg("out").noconvert(), py::arg("options"));
   m.def("phase_wait", &run_phase_wait, py::arg("phases"), py::arg("parity"), py::arg("options"));

@@ -52,14 +52,19 @@ sim::Report run(const AttentionKernelParams& p, int ctas, const sim::Options& op
 
 struct Instance {
   int head_dim;
+  bool half_scores;
   sim::Report (*run)(const AttentionKernelParams&, int, const sim::Options&);
 };
 constexpr Instance kInstances[] = {
 #ifndef WLIB_SIM_ONLY_SMALL
-    {64, run<AttentionConfig<64>>},
-    {256, run<AttentionConfig<256>>},
+    {64, false, run<AttentionConfig<64, false>>},
+    {64, true, run<AttentionConfig<64, true>>},
+    {256, false, run<AttentionConfig<256, false>>},
+    {256, true, run<AttentionConfig<256, true>>},
 #endif
-    {128, run<AttentionConfig<128>>},  // which is all that mutants need
+    // All that mutants need.
+    {128, false, run<AttentionConfig<128, false>>},
+    {128, true, run<AttentionConfig<128, true>>},
 };
 
 AttentionKernelParams plan(const AttentionParams& params, int splits, int ctas) {
@@ -81,7 +86,8 @@ sim::Report simulate_attention(const AttentionParams& params, const AttentionLau
     p.part_lse = parts + p.plan.splits * rows * p.head_dim;
   }
   for (const Instance& i : kInstances)
-    if (i.head_dim == p.head_dim) return i.run(p, launch.ctas, options);
+    if (i.head_dim == p.head_dim && i.half_scores == takes_fp16_scores(p))
+      return i.run(p, launch.ctas, options);
   throw std::invalid_argument("no such instance of the attention kernel");
 }
 

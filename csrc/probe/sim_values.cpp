@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "wlib/sm90/cluster.h"
+#include "wlib/sm90/half2.h"
 #include "wlib/sm90/sync.h"
 #include "wlib/sm90/tensor_map.h"
 #include "wlib/sm90/wgmma.h"
@@ -51,6 +52,9 @@ struct WgmmaCase {
 template <int kN>
 using E4M3Case = WgmmaCase<cute::float_e4m3_t, uint8_t, typename sm90::WgmmaE4M3<kN>::Rs,
                            typename sm90::WgmmaE4M3<kN>::Ss, cute::SM90::GMMA::ALayout_64x32>;
+// Without register operands.
+using HalfCase = WgmmaCase<cute::float_e4m3_t, uint8_t, sm90::WgmmaE4M3<64>::Rs,
+                           sm90::WgmmaE4M3<64>::SsHalf, cute::SM90::GMMA::ALayout_64x32>;
 using BF16Case = WgmmaCase<cute::bfloat16_t, uint16_t, sm90::WgmmaBF16<64>::Rs,
                            sm90::WgmmaBF16<64>::Ss, cute::SM90::GMMA::ALayout_64x16>;
 using F16Case = WgmmaCase<cute::half_t, uint16_t, sm90::WgmmaF16<64>::Rs, sm90::WgmmaF16<64>::Ss,
@@ -91,7 +95,9 @@ void wgmma_kernel(WgmmaParams p) {
   sm90::block_sync();
 
   uint32_t fragments[4][4];
-  float d[sm90::kAccumulators<typename C::Rs>];
+  using Op = std::conditional_t<kRegisterA, typename C::Rs, typename C::Ss>;
+  using Number = sm90::Accumulator<Op>;
+  Number d[sm90::kAccumulators<Op>];
   load_fragments<C>(a, fragments);
   const uint64_t tile_a = sm90::swizzled_tile_descriptor(s.a),
                  tile_b = sm90::swizzled_tile_descriptor(s.b);
@@ -108,7 +114,13 @@ void wgmma_kernel(WgmmaParams p) {
   for (int v = 0; v < sm90::kAccumulators<typename C::Rs>; ++v) {
     const int row = sm90::accumulator_row(thread_index(), v),
               column = sm90::accumulator_column(thread_index(), v);
-    p.d[row * C::kN + column] = d[v];
+    float& to = p.d[row * C::kN + column];
+    if constexpr (std::is_same_v<Number, float>) {
+      to = d[v];
+    } else {
+      const float2 two = sm90::unpack_half2(d[v / 2]);
+      to = v % 2 ? two.y : two.x;
+    }
   }
 }
 
@@ -127,6 +139,8 @@ sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a,
   const WgmmaParams p{a, b, d};
   if (type == MatrixType::kBF16 && n == 64) return run_case<BF16Case>(register_a, p, options);
   if (type == MatrixType::kF16 && n == 64) return run_case<F16Case>(register_a, p, options);
+  if (type == MatrixType::kE4M3Half && n == 64 && !register_a)
+    return run_case<HalfCase>(false, p, options);
   if (type == MatrixType::kE4M3) {
     switch (n) {
       case 8: return run_case<E4M3Case<8>>(register_a, p, options);

@@ -246,6 +246,7 @@ def attention_prefill(
     sinks: Tensor | None = None,
     out_dtype: torch.dtype = torch.bfloat16,
     num_splits: int = 0,
+    allow_fp16_scores: bool = False,
     return_lse: bool = True,
 ) -> tuple[Tensor, Tensor] | Tensor:
     """Attention of a chunk of queries over an INT4 cache, and over the chunk's own FP8 keys.
@@ -273,6 +274,9 @@ def attention_prefill(
             value.
         out_dtype: bfloat16, float16 or float32.
         num_splits: into how many parts the keys are split on a GPU; 0 chooses.
+        allow_fp16_scores: on sm_90a, multiply queries and keys and compute the softmax in FP16
+            unless k_new or softcap is given: FP8 keys could overflow, INT4 ones cannot. Scores and
+            LSE are then off by up to (D / 32 + 5) * 2**-11 of sum |q_d k_d|, the LSE by 2**-7 more.
         return_lse: also return the LSE.
 
     Returns:
@@ -314,6 +318,7 @@ def attention_prefill(
             window_right=window_size[1],
             softcap=softcap,
             num_splits=num_splits,
+            allow_fp16_scores=allow_fp16_scores,
             out_dtype=out_dtype,
         )
     except ValueError as error:

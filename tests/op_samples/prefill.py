@@ -19,7 +19,7 @@ SCHEMAS = {
     "Tensor? v_new=None, Tensor? k_new_scale=None, Tensor? v_new_scale=None, "
     "Tensor? key_mean=None, Tensor? sinks=None, float softmax_scale, bool causal=True, "
     "int window_left=-1, int window_right=-1, float softcap=0., int num_splits=0, "
-    "ScalarType? out_dtype=None) -> (Tensor, Tensor)",
+    "bool allow_fp16_scores=False, ScalarType? out_dtype=None) -> (Tensor, Tensor)",
     "quantize_q_fp8.default": "wlib::quantize_q_fp8(Tensor q, *, Tensor? k_smooth=None, "
     "Tensor? cos=None, Tensor? sin=None) -> (Tensor, Tensor)",
 }

@@ -65,8 +65,9 @@ struct WgmmaShape {  // m64 n{n} k{32 bytes}, derived from CuTe's MMA_Traits
   int n, k, d_regs;
   bool a_in_registers;
   Element element;
+  bool half_d;              // two FP16 numbers in each of d_regs, else one FP32 number
   const uint16_t* a_coord;  // [128][values of A per thread] -> m + 64 * k   (register A only)
-  const uint16_t* d_coord;  // [128][d_regs]                 -> m + 64 * n
+  const uint16_t* d_coord;  // [128][numbers of D per thread] -> m + 64 * n
 };
 void wgmma_fence();
 void wgmma_issue(const WgmmaShape& shape, float* d, const uint32_t* a_regs, uint64_t a_desc,

@@ -8,6 +8,7 @@ KERNEL = "csrc/prefill/sm90_attention.h"
 EXPAND = "csrc/prefill/sm90_attention_expand.h"
 ROWS = "csrc/prefill/sm90_attention_rows.h"
 CONFIG = "csrc/prefill/sm90_attention_config.h"
+HALF = "csrc/prefill/sm90_attention_half.h"
 COMBINE = "csrc/prefill/sm90_attention_combine.h"
 
 
@@ -168,8 +169,8 @@ _NUMERICS = [
     mutant(
         "fragments of a row pair swapped", "numerics", ROWS, "g % 2 * 2 + r]", "g % 2 * 2 + 1 - r]"
     ),
-    mutant("mask off by one", "numerics", ROWS, "key >= high", "key > high"),
-    mutant("window off by one", "numerics", ROWS, "key < low ||", "key <= low ||"),
+    mutant("mask off by one", "numerics", ROWS, "key >= seen.end", "key > seen.end"),
+    mutant("window off by one", "numerics", ROWS, "key < seen.begin", "key <= seen.begin"),
     mutant(
         "no mask where the first row sees all",
         "numerics",
@@ -195,19 +196,22 @@ _NUMERICS = [
         "output not brought to the step's unit",
         "numerics",
         ROWS,
-        "rescale * (rows.unit / unit)",
-        "rescale",
+        "rescale[r] * (rows.unit / unit)",
+        "rescale[r]",
     ),
     mutant(
-        "output not rescaled", "numerics", ROWS, "rescale * (rows.unit / unit)", "rows.unit / unit"
+        "output not rescaled",
+        "numerics",
+        ROWS,
+        "rescale[r] * (rows.unit / unit)",
+        "rows.unit / unit",
     ),
     mutant(
         "values' scales in the row sum",
         "numerics",
         KERNEL,
-        "  exponentiate(scales, largest, rows, c.scores, factor);\n"
-        "  scale_values(scales, c.scores);",
-        "  exponentiate(scales, largest, rows, c.scores, factor);\n"
+        "  exponentiate(scales, rows, c.scores, step);\n  scale_values(scales, c.scores);",
+        "  exponentiate(scales, rows, c.scores, step);\n"
         "  rows.sum[0] *= scales.v[0];\n  scale_values(scales, c.scores);",
     ),
     mutant(
@@ -236,8 +240,8 @@ _NUMERICS = [
         "mean missing under the cap",
         "numerics",
         ROWS,
-        "(s[v] + rows.mean[v / 2 % 2])",
-        "s[v]",
+        " + rows.mean[r])",
+        ")",
     ),
     mutant(
         "query head of the wrong row",
@@ -280,4 +284,84 @@ _NUMERICS = [
         "    const int64_t query",
     ),
 ]
-MUTANTS = [*_SYNCHRONISATION, *_NUMERICS]
+# In the kernel with FP16 scores.
+_HALF = [
+    mutant(
+        "mask of the second half off by one",
+        "numerics",
+        HALF,
+        "key + 1 >= seen.end",
+        "key >= seen.end",
+    ),
+    mutant("mask of the other row", "numerics", HALF, "tile, v % 2, column", "tile, 0, column"),
+    mutant(
+        "largest scores of the rows swapped", "numerics", HALF, "r ? of_rows.y", "!r ? of_rows.y"
+    ),
+    mutant(
+        "largest score without the odd keys",
+        "numerics",
+        HALF,
+        "highest[0] >> 16 | (highest[1] & 0xffff0000)",
+        "(highest[0] & 0xffff) | highest[1] << 16",
+    ),
+    mutant(
+        "step's largest score taken for the row's",
+        "numerics",
+        HALF,
+        "step.advance(rows, unit, r) + step.highest[r] * step.scale[r]",
+        "step.advance(rows, unit, r) * 0 + kProbabilityLog2",
+    ),
+    mutant(
+        "-inf less -inf",
+        "numerics",
+        HALF,
+        "step.highest[r] < -kLargestHalf ? -kLargestHalf",
+        "false ? 0",
+    ),
+    mutant("scale of the keys overflows", "numerics", HALF, "scale = kLargestHalf;", ";"),
+    mutant("scale of the keys becomes zero", "numerics", HALF, "scale = kSmallestHalf;", ";"),
+    mutant(
+        "keys' scales of other columns", "numerics", HALF, "s[v], k.of[v / 2]", "s[v], k.of[v / 4]"
+    ),
+    mutant("values' scales missing", "numerics", HALF, "s[v], scale.of[v / 2]", "s[v], 0x3c003c00"),
+    mutant("sum of one half", "numerics", HALF, "(two.x + two.y)", "two.x"),
+    mutant(
+        "sum of half the keys",
+        "numerics",
+        HALF,
+        "half = kScores / 8; half > 0",
+        "half = kScores / 8; half > 1",
+    ),
+    mutant(
+        "fragment of the wrong keys",
+        "numerics",
+        HALF,
+        "s[4 * g + 2 + r])) << 16",
+        "s[4 * g + r])) << 16",
+    ),
+    mutant(
+        "scales in the order of keys",
+        "numerics",
+        CONFIG,
+        "key % 8 / 2 * (kKeys / 4) + key / 8 * 2 + key % 2",
+        "key",
+    ),
+    mutant(
+        "unit of the keys' scales lost",
+        "numerics",
+        EXPAND,
+        "(values ? to.unit : to.k_unit) = unit;",
+        "to.unit = to.k_unit = unit;",
+    ),
+    mutant(
+        "signs of the queries kept", "numerics", KERNEL, " < 0 ? 0x80808080 : 0", " < 0 ? 0 : 0"
+    ),
+    mutant(
+        "new keys with FP16 scores",
+        "numerics",
+        CONFIG,
+        "p.allow_fp16_scores && !p.k_new",
+        "p.allow_fp16_scores",
+    ),
+]
+MUTANTS = [*_SYNCHRONISATION, *_NUMERICS, *_HALF]

@@ -103,6 +103,17 @@ Matrix tile(const dev::WgmmaShape& s, const uint8_t* shared, uint64_t descriptor
   return out;
 }
 
+// FP16 accumulators in the registers `d`.
+float half_of(const float* d, int v) {
+  __half_raw half;
+  std::memcpy(&half.x, reinterpret_cast<const uint16_t*>(d) + v, sizeof half.x);
+  return __half2float(__half(half));
+}
+void half_to(float* d, int v, __half value) {
+  const __half_raw half(value);
+  std::memcpy(reinterpret_cast<uint16_t*>(d) + v, &half.x, sizeof half.x);
+}
+
 }  // namespace
 
 void Machine::evaluate(Warpgroup& group) {
@@ -113,16 +124,23 @@ void Machine::evaluate(Warpgroup& group) {
   const Matrix b = tile(s, shared, op.b_desc, s.n);
   Matrix d(64 * s.n);
   const auto accumulators = [&](auto&& move) {
+    const int numbers = 64 * s.n / kWarpgroup;
     for (int t = 0; t < kWarpgroup; ++t) {
-      for (int v = 0; v < s.d_regs; ++v) {
-        const int mn = s.d_coord[t * s.d_regs + v];
-        move(op.d_regs[t][v], d[mn % 64 * s.n + mn / 64]);
+      for (int v = 0; v < numbers; ++v) {
+        const int mn = s.d_coord[t * numbers + v];
+        move(op.d_regs[t], v, d[mn % 64 * s.n + mn / 64]);
       }
     }
   };
-  accumulators([](float& reg, float& of_tile) { of_tile = reg; });
-  multiply(s, a, b, op.accumulate, options.truncate_fp8 && s.element == dev::Element::kE4M3, d);
-  accumulators([](float& reg, float& of_tile) { reg = of_tile; });
+  const bool truncate = options.truncate_fp8 && s.element == dev::Element::kE4M3;
+  accumulators([&](const float* d, int v, float& to) { to = s.half_d ? half_of(d, v) : d[v]; });
+  multiply(s, a, b, op.accumulate, truncate, d);
+  accumulators([&](float* d, int v, float from) {
+    if (s.half_d)
+      half_to(d, v, truncate ? __float2half_rz(from) : __float2half_rn(from));
+    else
+      d[v] = from;
+  });
   group.ops.pop_front();
   ++group.evaluated;
   ++report.wgmmas;
@@ -169,7 +187,8 @@ float* hold_accumulator(Machine& m, float* d, int count, uint32_t op) {
     }
   }
   t.held.push_back({low, high, op, true, std::vector<float>(d, d + count)});
-  std::fill(d, d + count, NAN);  // whoever looks before the wait sees NaN, besides being reported
+  // Whoever looks before the wait sees NaN, as FP32 and as FP16, besides being reported.
+  std::fill(d, d + count, __builtin_bit_cast(float, 0x7fff7fffu));
   return t.held.back().value.data();
 }
 

@@ -51,6 +51,7 @@ struct AttentionParams {
   int batch, heads, kv_heads, head_dim, max_queries;
   float softmax_scale, softcap;  // softcap 0: none
   bool causal;
+  bool allow_fp16_scores;         // q k^T and its softmax in FP16, where that cannot overflow
   int window_left, window_right;  // keys left and right of the diagonal; negative: unlimited
   FloatType out_type;
 };

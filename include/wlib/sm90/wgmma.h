@@ -14,14 +14,15 @@
 namespace wlib::sm90 {
 
 // D[64, N] += A[64, K] * B[N, K]^T, both K-major, FP32 accumulators. Rs: A in registers; Ss: in
-// shared memory.
+// shared memory. SsHalf: FP16 accumulators, two neighbouring columns of a row in one register.
 template <int kN>
 struct WgmmaE4M3;
-#define WLIB_WGMMA_E4M3(n)                                            \
-  template <>                                                         \
-  struct WgmmaE4M3<n> {                                               \
-    using Rs = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_RS_TN<>; \
-    using Ss = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_SS_TN<>; \
+#define WLIB_WGMMA_E4M3(n)                                                \
+  template <>                                                             \
+  struct WgmmaE4M3<n> {                                                   \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_RS_TN<>;     \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x32_F32E4M3E4M3_SS_TN<>;     \
+    using SsHalf = cute::SM90::GMMA::MMA_64x##n##x32_F16E4M3E4M3_SS_TN<>; \
   };
 WLIB_WGMMA_E4M3(8)
 WLIB_WGMMA_E4M3(16)
@@ -47,10 +48,13 @@ struct WgmmaF16<64> {
   using Ss = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<kKMajor, kKMajor>;
 };
 
+// Registers of a thread for D: float, or uint32_t with two FP16 numbers.
 template <class Op>
 constexpr int kAccumulators = int(std::extent_v<typename Op::CRegisters>);
+template <class Op>
+using Accumulator = std::remove_extent_t<typename Op::CRegisters>;
 
-// Where accumulator register v of a thread lies in the 64 x N tile.
+// Where number v of a thread's accumulators lies in the 64 x N tile.
 WLIB_HOST_DEVICE constexpr int accumulator_row(int thread, int v) {
   return thread / 32 * 16 + thread % 32 / 4 + v / 2 % 2 * 8;
 }
@@ -72,14 +76,18 @@ constexpr uint64_t kDescriptorKStep = 2;
 namespace detail {
 using cute::SM90::GMMA::ScaleOut;
 template <class Op, size_t... kD>
-WLIB_DEVICE void call(float* d, const uint32_t* a, uint64_t b, ScaleOut s,
+WLIB_DEVICE void call(Accumulator<Op>* d, const uint32_t* a, uint64_t b, ScaleOut s,
                       std::index_sequence<kD...>) {
   Op::fma(a[0], a[1], a[2], a[3], b, d[kD]..., s);
 }
 template <class Op, size_t... kD>
-WLIB_DEVICE void call(float* d, uint64_t a, uint64_t b, ScaleOut s, std::index_sequence<kD...>) {
+WLIB_DEVICE void call(Accumulator<Op>* d, uint64_t a, uint64_t b, ScaleOut s,
+                      std::index_sequence<kD...>) {
   Op::fma(a, b, d[kD]..., s);
 }
+// An access that the compiler cannot see through.
+WLIB_DEVICE void touch(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+WLIB_DEVICE void touch(uint32_t& x) { asm volatile("" : "+r"(x)::"memory"); }
 }  // namespace detail
 
 // Before the first wgmma and after any access to its registers other than by a wgmma.
@@ -88,31 +96,32 @@ WLIB_DEVICE void wgmma_commit() { cute::warpgroup_commit_batch(); }
 
 // A fragments must outlive the matching wait: declare them in the scope of the wait.
 template <class Op>
-WLIB_DEVICE void wgmma(float (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b,
+WLIB_DEVICE void wgmma(Accumulator<Op> (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b,
                        bool accumulate) {
   detail::call<Op>(d, a, b, detail::ScaleOut(accumulate),
                    std::make_index_sequence<kAccumulators<Op>>{});
 }
 template <class Op>
-WLIB_DEVICE void wgmma(float (&d)[kAccumulators<Op>], uint64_t a, uint64_t b, bool accumulate) {
+WLIB_DEVICE void wgmma(Accumulator<Op> (&d)[kAccumulators<Op>], uint64_t a, uint64_t b,
+                       bool accumulate) {
   detail::call<Op>(d, a, b, detail::ScaleOut(accumulate),
                    std::make_index_sequence<kAccumulators<Op>>{});
 }
 // Until at most kPending groups are in flight. `d` is named so that the compiler cannot move its
 // uses up.
-template <int kPending, int kCount>
-WLIB_DEVICE void wgmma_wait(float (&d)[kCount]) {
+template <int kPending, class T, int kCount>
+WLIB_DEVICE void wgmma_wait(T (&d)[kCount]) {
   cute::warpgroup_wait<kPending>();
   WLIB_UNROLL
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  for (int i = 0; i < kCount; ++i) detail::touch(d[i]);
 }
 
 // Values that become fragments are not to be turned into them before this point: ptxas serialises
 // wgmmas if registers that a later one reads are written while others are in flight.
-template <int kCount>
-WLIB_DEVICE void wgmma_hold(float (&values)[kCount]) {
+template <class T, int kCount>
+WLIB_DEVICE void wgmma_hold(T (&values)[kCount]) {
   WLIB_UNROLL
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(values[i])::"memory");
+  for (int i = 0; i < kCount; ++i) detail::touch(values[i]);
 }
 
 #else
@@ -141,10 +150,11 @@ struct Shape {
   static constexpr Element kElement = kOf<cute::float_e4m3_t> ? Element::kE4M3
                                       : kOf<cute::half_t>     ? Element::kF16
                                                               : Element::kBF16;
+  static constexpr bool kHalf = std::is_same_v<typename Traits::ValTypeD, cute::half_t>;
   static inline const auto a = coordinates<typename Traits::ALayout, kRegisterA ? kK / 2 : 1>();
-  static inline const auto d = coordinates<typename Traits::CLayout, kAccumulators<Op>>();
-  static inline const sim::dev::WgmmaShape value = {
-      kN, kK, kAccumulators<Op>, kRegisterA, kElement, a.data(), d.data()};
+  static inline const auto d = coordinates<typename Traits::CLayout, kN / 2>();
+  static inline const sim::dev::WgmmaShape value = {kN,       kK,    kAccumulators<Op>, kRegisterA,
+                                                    kElement, kHalf, a.data(),          d.data()};
 };
 
 }  // namespace detail
@@ -152,19 +162,21 @@ struct Shape {
 inline void wgmma_fence() { sim::dev::wgmma_fence(); }
 inline void wgmma_commit() { sim::dev::wgmma_commit(); }
 template <class Op>
-void wgmma(float (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  sim::dev::wgmma_issue(detail::Shape<Op>::value, d, a, 0, b, accumulate);
+void wgmma(Accumulator<Op> (&d)[kAccumulators<Op>], const uint32_t (&a)[4], uint64_t b,
+           bool accumulate) {
+  sim::dev::wgmma_issue(detail::Shape<Op>::value, reinterpret_cast<float*>(d), a, 0, b, accumulate);
 }
 template <class Op>
-void wgmma(float (&d)[kAccumulators<Op>], uint64_t a, uint64_t b, bool accumulate) {
-  sim::dev::wgmma_issue(detail::Shape<Op>::value, d, nullptr, a, b, accumulate);
+void wgmma(Accumulator<Op> (&d)[kAccumulators<Op>], uint64_t a, uint64_t b, bool accumulate) {
+  sim::dev::wgmma_issue(detail::Shape<Op>::value, reinterpret_cast<float*>(d), nullptr, a, b,
+                        accumulate);
 }
-template <int kPending, int kCount>
-void wgmma_wait(float (&)[kCount]) {
+template <int kPending, class T, int kCount>
+void wgmma_wait(T (&)[kCount]) {
   sim::dev::wgmma_wait(kPending);
 }
-template <int kCount>
-void wgmma_hold(float (&)[kCount]) {}
+template <class T, int kCount>
+void wgmma_hold(T (&)[kCount]) {}
 
 #endif
 
