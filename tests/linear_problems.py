@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from rebuild_problems import as_float, as_type, poison
+from rebuild_problems import as_type, poison
+from sim_numbers import to_e4m3, values_of
 from sim_problems import Array, probe, without_signed_zero
 from wlib.reference import atoms as reference
 
@@ -18,7 +19,7 @@ class LinearCase:
     """One call; what is exact in float32 must come out bit for bit."""
 
     x: Array  # [M, K]
-    atoms: Array  # [S, N, K]
+    atoms: Array  # [S, N, K]; uint8 holds the codes of E4M3
     coef: Array  # [S] or [M, S]
     bias: Array | None = None
     base: Array | None = None
@@ -29,7 +30,7 @@ class LinearCase:
     def reference(self) -> reference.Reference:
         operands = (self.x, self.atoms, self.coef, self.bias, self.base)
         return reference.linear(
-            *(t if t is None else torch.from_numpy(as_float(t)) for t in operands)  # type: ignore[arg-type]
+            *(t if t is None else torch.from_numpy(values_of(t)) for t in operands)  # type: ignore[arg-type]
         )
 
     def simulate(self) -> list[Any]:
@@ -62,6 +63,7 @@ def make_case(
     own: bool = True,
     extras: bool = True,
     exact: bool = True,
+    fp8: bool = False,
     **arguments: Any,
 ) -> LinearCase:
     """If `exact`: integers so small that every sum is exact in float32 and in the result's type."""
@@ -75,4 +77,6 @@ def make_case(
         case.coef *= rng.random(case.coef.shape) < min(1, 4 / s)
     if extras:
         case.bias, case.base = draw(n), draw(n, k)
+    if fp8:
+        case.atoms = to_e4m3(values_of(case.atoms))
     return dataclasses.replace(case, **arguments)

@@ -117,6 +117,8 @@ LINEAR: list[Row] = [
        "(argument 'atoms')") for shape in ((O, K), (S, O, K + 1), (0, O, K), (32769, 1, K))),
     ({"atoms": torch.zeros(S, O, K).half()}, TypeError,
      "expected atoms of dtype torch.float32, got torch.float16 (argument 'atoms')"),
+    ({"x": torch.zeros(M, K).double(), "atoms": torch.zeros(S, O, K).to(FP8)}, TypeError,
+     "expected atoms of dtype torch.float64, got torch.float8_e4m3fn (argument 'atoms')"),
     ({"atoms": strided(S, O, K)}, ValueError,
      "expected contiguous atoms, got strides [48, 12, 2] (argument 'atoms')"),
     *(({"coef": torch.zeros(shape)}, ValueError,

@@ -24,12 +24,17 @@ SIZES = (  # tokens, atoms, rows, columns: one of all; tails; rings that wrap; s
 )
 
 
+@pytest.mark.parametrize("fp8", [False, True], ids=["16-bit", "fp8"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("seed", range(3))
-def test_exact_problems_match_bit_for_bit(size: tuple[int, int, int, int], seed: int) -> None:
+def test_exact_problems_match_bit_for_bit(
+    size: tuple[int, int, int, int], seed: int, fp8: bool
+) -> None:
+    m, s, n, k = size
+    size = m, s, n, -(-k // 16) * 16 if fp8 else k  # rows at 16-byte boundaries
     case = make_case(
         np.random.default_rng(seed), TYPES[seed % 2], *size, own=seed != 1, extras=seed != 2,
-        ctas=1 + seed,
+        ctas=1 + seed, fp8=fp8,
         options={"seed": seed, "timing": TIMINGS[seed], "preempt_every": (0, 400)[seed % 2]},
     )  # fmt: skip
     assert case.run() == ([], True)
@@ -52,6 +57,16 @@ def test_result_does_not_depend_on_the_schedule_and_is_within_the_bound(dtype: A
     assert (np.abs(as_float(case.out) - true.value.numpy()) <= bound).all()
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_fp8_code_is_taken_exactly(dtype: Any) -> None:
+    """Row i has code i in its own column."""
+    case = make_case(np.random.default_rng(0), dtype, 8, 1, 256, 256, extras=False, fp8=True)
+    case.atoms[:] = 0
+    case.atoms[0, range(256), range(256)] = [c if c & 127 != 127 else 0 for c in range(256)]
+    case.coef[:] = 1
+    assert case.run() == ([], True)
+
+
 def test_nan_of_a_token_stays_with_it() -> None:
     case = make_case(np.random.default_rng(0), np.float16, 3, 2, 9, 72, extras=False)
     case.x[1, 70] = np.nan
@@ -63,13 +78,15 @@ def test_nan_of_a_token_stays_with_it() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "plan"),
-    [  # tokens, rows, columns, atoms -> blocks of tokens, rows and atoms, chunks and their shares
-        ((1, 4096, 4096, 8), [1, 32, 1, 64, 4]),
-        ((64, 14336, 4096, 8), [1, 112, 1, 64, 7]),
-        ((65, 768, 768, 4), [2, 6, 1, 12, 3]),
-        ((1, 1, 8, 129), [1, 1, 2, 1, 1]),
-        ((1, 64, 4096, 1), [1, 1, 1, 64, 4]),
+    [  # tokens, rows, columns, atoms, columns of a step -> blocks of the first, chunks, shares
+        ((1, 4096, 4096, 8, 64), [1, 32, 1, 64, 4]),  # of tokens, rows, atoms
+        ((1, 4096, 4096, 8, 128), [1, 32, 1, 32, 4]),
+        ((64, 14336, 4096, 8, 64), [1, 112, 1, 64, 7]),
+        ((65, 768, 768, 4, 64), [2, 6, 1, 12, 3]),
+        ((1, 1, 8, 129, 64), [1, 1, 2, 1, 1]),
+        ((1, 64, 4096, 1, 64), [1, 1, 1, 64, 4]),
+        ((8192, 4096, 4096, 8, 64), [128, 32, 1, 64, 1]),
     ],
 )
-def test_plan(sizes: tuple[int, int, int, int], plan: list[int]) -> None:
+def test_plan(sizes: tuple[int, int, int, int, int], plan: list[int]) -> None:
     assert probe.atoms_linear_plan(*sizes) == plan

@@ -139,7 +139,9 @@ def _simulated_atoms() -> Iterator[str]:
     for kernel in ("sparse_matmul", "sparse_sample"):
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
-    yield from (f"linear_kernel<(FloatType){i}>" for i in (1, 2))
+    yield from (
+        f"linear_kernel<LinearConfig<(FloatType){i}, {fp8}>>" for i in (1, 2) for fp8 in flags
+    )
     yield "linear_sum_kernel"
 
 

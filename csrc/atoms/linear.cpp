@@ -2,7 +2,9 @@
 #include "atoms/linear.h"
 
 #include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -62,8 +64,9 @@ constexpr int64_t kMostTokens = kLinearTokens;
 
 // What the kernel that multiplies atoms takes (linear_cuda.h).
 bool has_kernel(const LinearParams& p) {
-  return p.type != FloatType::kFloat32 && p.columns > 0 && p.columns % 8 == 0 &&
-         p.num_atoms * p.rows < INT32_MAX - kLinearRows;
+  const int64_t step = p.atom_type == FloatType::kE4M3 ? 16 : 8;
+  return p.type != FloatType::kFloat32 && p.columns > 0 && p.columns % step == 0 &&
+         std::max({p.tokens, p.columns, p.num_atoms * p.rows}) < INT32_MAX - kLinearRows;
 }
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
@@ -77,7 +80,7 @@ void matmul_with_bias(const Tensor& x, const Tensor& weight, const std::optional
   torch::stable::detail::to<Tensor>(stack[0]);  // drops the returned reference
 }
 
-void linear_on_cuda(const Checker& check, const LinearParams& p, const Tensor& x,
+void linear_on_cuda(const Checker& check, LinearParams p, const Tensor& x, const Tensor& atoms,
                     const std::optional<Tensor>& bias, const Tensor& out) {
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
@@ -91,6 +94,11 @@ void linear_on_cuda(const Checker& check, const LinearParams& p, const Tensor& x
     if (error) throw_cuda_error(check, error);
     return;
   }
+  // The weight is made of atoms of one type; this converts FP8 ones, exactly.
+  const Tensor same_type =
+      p.atom_type == p.type ? atoms : torch::stable::to(atoms, x.scalar_type());
+  p.atoms = same_type.const_data_ptr();
+  p.atom_type = p.type;
   const int64_t shape[] = {p.rows, p.columns};
   const Tensor weight = new_empty(x, shape, x.scalar_type());
   const WeightSum sum(p, weight.mutable_data_ptr(), p.type);
@@ -103,8 +111,9 @@ void linear_on_cuda(const Checker& check, const LinearParams& p, const Tensor& x
 void check_for_cuda(const Checker& check, const LinearParams& p) {
   if (!p.coef_per_token) return;
   if (!has_kernel(p)) {
-    check.no_kernel("coefficients per token with x of this dtype and K = " +
-                    std::to_string(p.columns) + " on cuda (rows: 16-bit types, K a multiple of 8)");
+    check.no_kernel(
+        "coefficients per token with x of this dtype and K = " + std::to_string(p.columns) +
+        " on cuda (rows: 16-bit types, K a multiple of 8, of 16 for FP8 atoms)");
   }
   check.aligned(p.x, "x", 16);
   check.aligned(p.atoms, "atoms", 16);
@@ -116,7 +125,7 @@ void check_for_cuda(const Checker& check, const LinearParams& p) {
 
 WeightSum::WeightSum(const LinearParams& p, void* weight, FloatType type)
     : atoms_(p.num_atoms), weight_(weight) {
-  const int64_t bytes = p.rows * p.columns * int64_t(int4fp8::bytes_of(p.type));
+  const int64_t bytes = p.rows * p.columns * int64_t(int4fp8::bytes_of(p.atom_type));
   for (int64_t s = 0; s < p.num_atoms; ++s)
     atoms_[s] = static_cast<const char*>(p.atoms) + s * bytes;
   params.atom = atoms_.data();
@@ -128,7 +137,8 @@ WeightSum::WeightSum(const LinearParams& p, void* weight, FloatType type)
   params.rows = p.rows;
   params.columns = p.columns;
   params.scale = 1;
-  params.atom_type = params.base_type = p.type;
+  params.atom_type = p.atom_type;
+  params.base_type = p.type;
   params.out_type = type;
 }
 
@@ -139,7 +149,12 @@ Tensor linear(const Tensor& x, const Tensor& atoms, const Tensor& coef, std::opt
   p.type = summed_type(check, x, "x");
   check_sizes(check, x, atoms, coef, p);
   p.x = x.const_data_ptr();
-  p.atoms = check_like_x(check, atoms, "atoms", {p.num_atoms, p.rows, p.columns}, x);
+  const bool fp8 = atoms.scalar_type() == ScalarType::Float8_e4m3fn;
+  p.atom_type = fp8 && p.type != FloatType::kFloat64 ? FloatType::kE4M3 : p.type;
+  if (p.atom_type == p.type) check.dtype(atoms, "atoms", x.scalar_type());
+  const int64_t atoms_shape[] = {p.num_atoms, p.rows, p.columns};
+  check.tensor(atoms, "atoms", atoms_shape, x, "x");
+  p.atoms = atoms.const_data_ptr();
   check_coefficient(check, p.type, coef);
   check.same_device(coef, "coef", x, "x");
   p.coef = coef.const_data_ptr();
@@ -157,7 +172,7 @@ Tensor linear(const Tensor& x, const Tensor& atoms, const Tensor& coef, std::opt
   if (x.is_cpu()) linear_cpu(p, x);
 #ifdef WLIB_HAS_CUDA
   else
-    linear_on_cuda(check, p, x, bias, out);
+    linear_on_cuda(check, p, x, atoms, bias, out);
 #endif
   return out;
 }

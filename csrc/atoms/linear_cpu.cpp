@@ -19,7 +19,7 @@ template <class Acc>
 class Linear {
  public:
   Linear(const LinearParams& p, const Tensor& like)
-      : p_(p), like_(like), x_(widened(p.x, p.tokens)), sums_(matrix(p.tokens, p.rows)) {}
+      : p_(p), like_(like), x_(widened(p.x, p.type, p.tokens)), sums_(matrix(p.tokens, p.rows)) {}
 
   void run() {
     if (p_.coef_per_token)
@@ -48,12 +48,12 @@ class Linear {
   }
   static Acc* data(const Tensor& t) { return static_cast<Acc*>(t.mutable_data_ptr()); }
 
-  // Rows of p.type, from number `first` on.
-  Tensor widened(const void* from, int64_t rows, int64_t first = 0) const {
+  // Rows of a type, from number `first` on.
+  Tensor widened(const void* from, FloatType type, int64_t rows, int64_t first = 0) const {
     const Tensor to = matrix(rows, p_.columns);
     torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        load(from, p_.type, (first + i) * p_.columns, p_.columns, data(to) + i * p_.columns);
+        load(from, type, (first + i) * p_.columns, p_.columns, data(to) + i * p_.columns);
     });
     return to;
   }
@@ -72,12 +72,12 @@ class Linear {
   // sums[m] = base x[m] + sum_s coef[m, s] (atoms[s] x[m])
   void add_products() {
     if (p_.base)
-      multiply(widened(p_.base, p_.rows), sums_);
+      multiply(widened(p_.base, p_.type, p_.rows), sums_);
     else
       std::fill_n(data(sums_), p_.tokens * p_.rows, Acc(0));
     Tensor product = matrix(p_.tokens, p_.rows);
     for (int64_t s = 0; s < p_.num_atoms; ++s) {
-      multiply(widened(p_.atoms, p_.rows, s * p_.rows), product);
+      multiply(widened(p_.atoms, p_.atom_type, p_.rows, s * p_.rows), product);
       torch::stable::parallel_for(0, p_.tokens, 1, [&](int64_t begin, int64_t end) {
         for (int64_t m = begin; m < end; ++m) {
           const Acc c = static_cast<const Acc*>(p_.coef)[m * p_.num_atoms + s];

@@ -8,8 +8,9 @@ namespace wlib::atoms {
 
 // How many floats `partials` has room for.
 int64_t linear_partials(const LinearParams& p);
-// 16-bit types; columns a positive multiple of 8; x, atoms and base at 16-byte addresses; fewer
-// than 2^31 rows of all atoms together; at least one output.
+// x of a 16-bit type, atoms too or E4M3; columns a positive multiple of 8, or of 16 for E4M3; x,
+// atoms and base at 16-byte addresses; fewer than 2^31 rows of all atoms together; at least one
+// output.
 const char* linear_cuda(const LinearParams& p, float* partials, int device, void* stream);
 
 }  // namespace wlib::atoms

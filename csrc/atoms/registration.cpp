@@ -81,7 +81,7 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
            "sm_90a, P + S <= 3072: sm90_combine, tiles of 1024 elements of all lists\n")},
       {"atoms_linear",
        "cpu, any M: matmul in the type of the sums\n" WLIB_CUDA_ROWS(
-           "sm_90a, M <= 64 or coefficients per token, 16-bit types, K a multiple of 8: "
+           "sm_90a, M <= 64 or coefficients per token, 16-bit x, K a multiple of 8 or of 16 (FP8): "
            "sm90_linear, 128 rows x 64 tokens; sm90_linear_sum\n"
            "sm_90a, one set of coefficients: sm90_reconstruct, then torch's matmul\n")},
       {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(

@@ -2,17 +2,20 @@
 // simulator).
 //
 // A persistent CTA takes one item after the other (linear_plan.h). A producer thread streams, for
-// every 64 columns, the activations and then each atom's tile of 128 rows, through a ring each. Two
-// consumer warpgroups own 64 of the rows: a tile's products start from zero in the tensor cores and
-// are added to the sums in FP32, times the coefficient of their token. So coefficients per token
-// cost nothing more, and neither they nor the sums are rounded. The base is an atom with
-// coefficient 1. Every item stores its partial sums; a second kernel adds them up in order.
+// every 128 bytes of the atoms' rows, the activations and then each atom's tile of 128 rows,
+// through a ring each. Two consumer warpgroups own 64 of the rows: a tile's products start from
+// zero in the tensor cores and are added to the sums in FP32, times the coefficient of their token.
+// So coefficients per token cost nothing more, and neither they nor the sums are rounded. FP8 atoms
+// become A fragments of the activations' type on the way. The base is an atom with coefficient 1.
+// Every item stores its partial sums; a second kernel adds them up in order.
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "atoms/sm90_linear_params.h"
 #include "atoms/sm90_runs.h"
+#include "wlib/sm90/convert.h"
 #include "wlib/sm90/copy.h"
 #include "wlib/sm90/ring.h"
 #include "wlib/sm90/sync.h"
@@ -24,18 +27,28 @@ constexpr int kLinearConsumers = 2, kConsumerRows = kLinearRows / kLinearConsume
 constexpr int kConsumerThreads = kLinearConsumers * sm90::kWarpgroupThreads;
 constexpr int kLinearThreads = kConsumerThreads + sm90::kWarpThreads;  // the producer's warp
 constexpr int kAtomStages = 8, kTokenStages = 2;
-constexpr int kSwizzledRow = 128;  // bytes
-constexpr int kAtomBytes = kLinearRows * kSwizzledRow, kTokenBytes = kLinearTokens * kSwizzledRow;
+constexpr int kAtomBytes = kLinearRows * kTileBytes, kTokenBytes = kLinearTokens * kTileBytes;
+constexpr int kLinearSums = kConsumerRows * kLinearTokens / sm90::kWarpgroupThreads;
 constexpr int kConsumerBarrier = 1;  // among the consumers
 
+template <FloatType kType_, bool kFp8_>
+struct LinearConfig {
+  static constexpr FloatType kType = kType_;   // of activations and base
+  static constexpr bool kFp8 = kFp8_;          // atoms; else they are of kType
+  static constexpr int kTiles = kFp8 ? 2 : 1;  // of 64 columns of 16 bits, per step
+  static constexpr int kColumns = kTiles * kTileColumns;
+  using Mma = std::conditional_t<kType == FloatType::kBFloat16, sm90::WgmmaBF16<kLinearTokens>,
+                                 sm90::WgmmaF16<kLinearTokens>>;
+};
+
+template <class C>
 struct LinearSmem {
   alignas(1024) uint8_t atoms[kAtomStages][kAtomBytes];
-  alignas(1024) uint8_t x[kTokenStages][kTokenBytes];
+  alignas(1024) uint8_t x[kTokenStages][C::kTiles][kTokenBytes];
   alignas(16) float coef[kLinearAtoms][kLinearTokens];
   sm90::Ring<kAtomStages> atom_ring;
   sm90::Ring<kTokenStages> token_ring;
 };
-static_assert(sizeof(LinearSmem) <= 227 * 1024);
 
 struct LinearItem {
   int part, first_token, first_row;
@@ -57,17 +70,22 @@ struct LinearItem {
   }
 };
 
-WLIB_DEVICE void produce_linear(LinearSmem& s, const LinearKernelParams& p) {
+template <class C>
+WLIB_DEVICE void produce_linear(LinearSmem<C>& s, const LinearKernelParams& p) {
   sm90::RingCursor<kAtomStages> at;
   sm90::RingCursor<kTokenStages> token_at;
   for (int64_t i = sm90::block_index_x(); i < p.plan.items(); i += sm90::grid_size_x()) {
     const LinearItem item(p, i);
     for (int chunk = item.first_chunk; chunk < item.end_chunk; ++chunk) {
-      const int column = chunk * kLinearColumns;
+      const int column = chunk * C::kColumns;
       s.token_ring.wait_empty(token_at);
-      sm90::tensor_load_2d(s.x[token_at.stage], p.x, column, item.first_token,
-                           s.token_ring.expect(token_at, kTokenBytes));
+      uint64_t& tokens_full = s.token_ring.expect(token_at, C::kTiles * kTokenBytes);
+      WLIB_UNROLL
+      for (int tile = 0; tile < C::kTiles; ++tile)
+        sm90::tensor_load_2d(s.x[token_at.stage][tile], p.x, column + tile * kTileColumns,
+                             item.first_token, tokens_full);
       token_at.advance();
+      WLIB_NO_UNROLL
       for (int a = item.first_atom; a < item.end_atom; ++a) {
         s.atom_ring.wait_empty(at);
         uint64_t& full = s.atom_ring.expect(at, kAtomBytes);
@@ -76,7 +94,8 @@ WLIB_DEVICE void produce_linear(LinearSmem& s, const LinearKernelParams& p) {
           sm90::tensor_load_2d(s.atoms[at.stage], p.atoms, column, a * p.rows + item.first_row,
                                full);
         else
-          sm90::tensor_load_2d(s.atoms[at.stage], p.base, column, item.first_row, full);
+          sm90::tensor_load_2d(s.atoms[at.stage], p.base, column + (a - p.num_atoms) * kTileColumns,
+                               item.first_row, full);
         at.advance();
       }
     }
@@ -84,7 +103,8 @@ WLIB_DEVICE void produce_linear(LinearSmem& s, const LinearKernelParams& p) {
 }
 
 // The item's coefficients, zero for tokens that there are not.
-WLIB_DEVICE void load_coefficients(LinearSmem& s, const LinearKernelParams& p,
+template <class C>
+WLIB_DEVICE void load_coefficients(LinearSmem<C>& s, const LinearKernelParams& p,
                                    const LinearItem& item) {
   sm90::barrier_sync(kConsumerBarrier, kConsumerThreads);  // the last item's reads
   const int count = (item.end_atom - item.first_atom) * kLinearTokens;
@@ -99,29 +119,11 @@ WLIB_DEVICE void load_coefficients(LinearSmem& s, const LinearKernelParams& p,
   sm90::barrier_sync(kConsumerBarrier, kConsumerThreads);
 }
 
-template <FloatType kType>
-struct LinearMma;
-template <>
-struct LinearMma<FloatType::kBFloat16> : sm90::WgmmaBF16<kLinearTokens> {};
-template <>
-struct LinearMma<FloatType::kFloat16> : sm90::WgmmaF16<kLinearTokens> {};
-constexpr int kLinearSums = kConsumerRows * kLinearTokens / sm90::kWarpgroupThreads;
-
-// sums += c * (64 rows and 64 columns of an atom, times the activations)
-template <FloatType kType>
-WLIB_DEVICE void add_atom(const uint8_t* atom, const uint8_t* x, const float* coef,
-                          float (&sums)[kLinearSums]) {
-  using Mma = typename LinearMma<kType>::Ss;
-  float products[kLinearSums], c[kLinearSums / 2];
-  const uint64_t a = sm90::swizzled_tile_descriptor(atom), b = sm90::swizzled_tile_descriptor(x);
-  sm90::wgmma_fence();
-  WLIB_UNROLL
-  for (int step = 0; step < kSwizzledRow / 32; ++step) {
-    const uint64_t inside = step * sm90::kDescriptorKStep;
-    sm90::wgmma<Mma>(products, a + inside, b + inside, step != 0);
-  }
-  sm90::wgmma_commit();
+// sums += c * products, once the products are there.
+WLIB_DEVICE void add_products(const float* coef, float (&products)[kLinearSums],
+                              float (&sums)[kLinearSums]) {
   const int t = sm90::thread_in_warpgroup();
+  float c[kLinearSums / 2];
   WLIB_UNROLL
   for (int i = 0; i < kLinearSums / 4; ++i) {  // while the tensor cores work
     const auto two = *reinterpret_cast<const float2*>(coef + sm90::accumulator_column(t, 4 * i));
@@ -131,6 +133,55 @@ WLIB_DEVICE void add_atom(const uint8_t* atom, const uint8_t* x, const float* co
   sm90::wgmma_wait<0>(products);
   WLIB_UNROLL
   for (int v = 0; v < kLinearSums; ++v) sums[v] = fmaf(c[v / 4 * 2 + v % 2], products[v], sums[v]);
+}
+
+// A tile of 64 rows x 64 columns of 16 bits.
+template <class C>
+WLIB_DEVICE void add_tile(const uint8_t* tile, const uint8_t* x, const float* coef,
+                          float (&sums)[kLinearSums]) {
+  float products[kLinearSums];
+  const uint64_t a = sm90::swizzled_tile_descriptor(tile), b = sm90::swizzled_tile_descriptor(x);
+  sm90::wgmma_fence();
+  WLIB_UNROLL
+  for (int step = 0; step < kTileBytes / 32; ++step) {
+    const uint64_t inside = step * sm90::kDescriptorKStep;
+    sm90::wgmma<typename C::Mma::Ss>(products, a + inside, b + inside, step != 0);
+  }
+  sm90::wgmma_commit();
+  add_products(coef, products, sums);
+}
+
+// Two neighbouring codes as a register of an A fragment. Exact: both types hold E4M3.
+template <FloatType kType>
+WLIB_DEVICE uint32_t fragment(uint16_t codes) {
+  const float2 v = sm90::e4m3x2_to_float2(codes);
+  return from_float(kType, v.x) | from_float(kType, v.y) << 16;
+}
+
+// A tile of 64 rows x 128 columns of FP8; x [2][64 tokens x 64 columns].
+template <class C>
+WLIB_DEVICE void add_fp8_tile(const uint8_t* tile, const uint8_t (&x)[C::kTiles][kTokenBytes],
+                              const float* coef, float (&sums)[kLinearSums]) {
+  constexpr int kSteps = kTileBytes / 16;
+  const int t = sm90::thread_in_warpgroup();
+  const int row = sm90::accumulator_row(t, 0);
+  uint32_t a[kSteps][4];
+  WLIB_UNROLL
+  for (int i = 0; i < kSteps * 4; ++i) {
+    const int column = i / 4 * 16 + i / 2 % 2 * 8 + t % 4 * 2;
+    const int at = (row + i % 2 * 8) * kTileBytes + (column ^ row % 8 * 16);
+    a[i / 4][i % 4] = fragment<C::kType>(*reinterpret_cast<const uint16_t*>(tile + at));
+  }
+  float products[kLinearSums];
+  sm90::wgmma_fence();
+  WLIB_UNROLL
+  for (int step = 0; step < kSteps; ++step) {
+    const uint64_t b = sm90::swizzled_tile_descriptor(x[step / 4]);
+    sm90::wgmma<typename C::Mma::Rs>(products, a[step], b + step % 4 * sm90::kDescriptorKStep,
+                                     step != 0);
+  }
+  sm90::wgmma_commit();
+  add_products(coef, products, sums);
 }
 
 WLIB_DEVICE void store_partials(const LinearKernelParams& p, const LinearItem& item, int consumer,
@@ -145,8 +196,8 @@ WLIB_DEVICE void store_partials(const LinearKernelParams& p, const LinearItem& i
   }
 }
 
-template <FloatType kType>
-WLIB_DEVICE void consume_linear(LinearSmem& s, const LinearKernelParams& p, int consumer) {
+template <class C>
+WLIB_DEVICE void consume_linear(LinearSmem<C>& s, const LinearKernelParams& p, int consumer) {
   sm90::RingCursor<kAtomStages> at;
   sm90::RingCursor<kTokenStages> token_at;
   for (int64_t i = sm90::block_index_x(); i < p.plan.items(); i += sm90::grid_size_x()) {
@@ -155,10 +206,17 @@ WLIB_DEVICE void consume_linear(LinearSmem& s, const LinearKernelParams& p, int 
     float sums[kLinearSums] = {};
     for (int chunk = item.first_chunk; chunk < item.end_chunk; ++chunk) {
       s.token_ring.wait_full(token_at);
-      for (int a = 0; a < item.end_atom - item.first_atom; ++a) {
+      const auto& x = s.x[token_at.stage];
+      for (int a = item.first_atom; a < item.end_atom; ++a) {
         s.atom_ring.wait_full(at);
-        add_atom<kType>(s.atoms[at.stage] + consumer * kConsumerRows * kSwizzledRow,
-                        s.x[token_at.stage], s.coef[a], sums);
+        const uint8_t* tile = s.atoms[at.stage] + consumer * kConsumerRows * kTileBytes;
+        const float* coef = s.coef[a - item.first_atom];
+        if constexpr (!C::kFp8)
+          add_tile<C>(tile, x[0], coef, sums);
+        else if (a < p.num_atoms)
+          add_fp8_tile<C>(tile, x, coef, sums);
+        else
+          add_tile<C>(tile, x[a - p.num_atoms], coef, sums);
         s.atom_ring.release(at);
         at.advance();
       }
@@ -169,10 +227,11 @@ WLIB_DEVICE void consume_linear(LinearSmem& s, const LinearKernelParams& p, int 
   }
 }
 
-template <FloatType kType>
+template <class C>
 WLIB_KERNEL(kLinearThreads)
 linear_kernel(WLIB_GRID_CONSTANT LinearKernelParams p) {
-  auto& s = sm90::dynamic_smem<LinearSmem>();
+  static_assert(sizeof(LinearSmem<C>) <= 227 * 1024);
+  auto& s = sm90::dynamic_smem<LinearSmem<C>>();
   if (sm90::thread_index() == 0) {
     s.atom_ring.init(/*readers=*/kConsumerThreads / sm90::kWarpThreads);
     s.token_ring.init(/*readers=*/kConsumerThreads / sm90::kWarpThreads);
@@ -183,7 +242,7 @@ linear_kernel(WLIB_GRID_CONSTANT LinearKernelParams p) {
     if (sm90::elect()) produce_linear(s, p);
     sm90::warp_sync();
   } else {
-    consume_linear<kType>(s, p, group);
+    consume_linear(s, p, group);
   }
 }
 

@@ -8,13 +8,13 @@
 namespace wlib::atoms {
 
 struct LinearKernelParams {
-  // 128-byte swizzle, zeros outside: x [tokens, columns] in boxes of 64 tokens x 64 columns, atoms
-  // [num_atoms * rows, columns] and base [rows, columns] in boxes of 128 rows x 64 columns.
+  // 128-byte swizzle, zeros outside: x [tokens, columns] in boxes of 64 tokens x 128 bytes, atoms
+  // [num_atoms * rows, columns] and base [rows, columns] in boxes of 128 rows x 128 bytes.
   sm90::TensorMap x, atoms, base;
   const float* coef;  // of token m and atom s at m * coef_stride + s
   float* partials;    // [parts, tokens, rows]
   int tokens, rows;
-  int num_atoms, summands;  // without and with the base
+  int num_atoms, summands;  // without and with the tiles of the base
   int coef_stride;
   LinearPlan plan;
 };
@@ -28,22 +28,34 @@ struct LinearSumParams {
   FloatType type;
 };
 
-inline int64_t linear_summands(const LinearParams& p) { return p.num_atoms + (p.base != nullptr); }
+constexpr int kTileBytes = 128;                   // of a row of a tile
+constexpr int kTileColumns = kTileBytes / 2;      // of 16-bit elements
+inline int linear_chunk(const LinearParams& p) {  // columns of a step
+  return kTileBytes / int(int4fp8::bytes_of(p.atom_type));
+}
+// Beside FP8 atoms, the base takes as many tiles as the activations.
+inline int64_t linear_summands(const LinearParams& p) {
+  return p.num_atoms + (p.base ? linear_chunk(p) / kTileColumns : 0);
+}
 inline LinearPlan linear_plan(const LinearParams& p) {
-  return plan_linear(p.tokens, p.rows, p.columns, linear_summands(p));
+  return plan_linear(p.tokens, p.rows, p.columns, linear_summands(p), linear_chunk(p));
 }
 
 // False if the driver refuses a tensor map.
 inline bool make_linear_params(const LinearParams& p, float* partials, LinearKernelParams* to) {
-  const auto matrix = [&](const void* base, int64_t rows, uint32_t box_rows) {
-    return sm90::MatrixTiles{base,
-                             uint64_t(rows),
-                             uint64_t(p.columns),
-                             uint64_t(p.columns) * 2,
-                             box_rows,
-                             kLinearColumns,
-                             2};
+  const auto tiles = [&](const void* base, FloatType type, int64_t rows, int box_rows) {
+    const auto bytes = uint32_t(int4fp8::bytes_of(type));
+    sm90::MatrixTiles tiles{};
+    tiles.base = base;
+    tiles.rows = uint64_t(rows);
+    tiles.columns = uint64_t(p.columns);
+    tiles.row_stride_bytes = uint64_t(p.columns) * bytes;
+    tiles.box_rows = uint32_t(box_rows);
+    tiles.box_columns = kTileBytes / bytes;
+    tiles.element_bytes = bytes;
+    return tiles;
   };
+  const int64_t atom_rows = p.num_atoms * p.rows;
   to->coef = static_cast<const float*>(p.coef);
   to->partials = partials;
   to->tokens = int(p.tokens);
@@ -52,9 +64,9 @@ inline bool make_linear_params(const LinearParams& p, float* partials, LinearKer
   to->summands = int(linear_summands(p));
   to->coef_stride = p.coef_per_token ? int(p.num_atoms) : 0;
   to->plan = linear_plan(p);
-  return sm90::make_tensor_map(&to->x, matrix(p.x, p.tokens, kLinearTokens)) &&
-         sm90::make_tensor_map(&to->atoms, matrix(p.atoms, p.num_atoms * p.rows, kLinearRows)) &&
-         (!p.base || sm90::make_tensor_map(&to->base, matrix(p.base, p.rows, kLinearRows)));
+  return sm90::make_tensor_map(&to->x, tiles(p.x, p.type, p.tokens, kLinearTokens)) &&
+         sm90::make_tensor_map(&to->atoms, tiles(p.atoms, p.atom_type, atom_rows, kLinearRows)) &&
+         (!p.base || sm90::make_tensor_map(&to->base, tiles(p.base, p.type, p.rows, kLinearRows)));
 }
 
 inline LinearSumParams make_linear_sum(const LinearParams& p, const float* partials) {

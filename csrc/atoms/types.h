@@ -1,7 +1,8 @@
-// The run-time FloatType of this family, float64 included, as a C++ type.
+// The run-time FloatType of this family, float64 and E4M3 included, as a C++ type.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Float8_e4m3fn.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 namespace wlib::atoms {
 
 using torch::headeronly::BFloat16;
+using torch::headeronly::Float8_e4m3fn;
 using torch::headeronly::Half;
 
 // Calls f with a null pointer of the C++ type that `type` names.
@@ -20,6 +22,7 @@ auto with_type(FloatType type, F f) {
     case FloatType::kFloat32: return f(static_cast<float*>(nullptr));
     case FloatType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
     case FloatType::kFloat16: return f(static_cast<Half*>(nullptr));
+    case FloatType::kE4M3: return f(static_cast<Float8_e4m3fn*>(nullptr));
     default: return f(static_cast<double*>(nullptr));
   }
 }

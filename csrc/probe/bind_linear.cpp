@@ -10,8 +10,8 @@ namespace {
 
 using Optional = std::optional<py::array>;
 
-// All arrays contiguous: x [M, K] and atoms [S, N, K] of float16, or uint16 for the bits of
-// bfloat16; coef [S] or [M, S]; out [M, N].
+// All arrays contiguous: x [M, K] of float16, or uint16 for the bits of bfloat16; atoms [S, N, K]
+// likewise, or uint8 for the codes of E4M3; coef [S] or [M, S]; out [M, N].
 sim::Report atoms_linear(const py::array& x, const py::array& atoms, const Array<float>& coef,
                          const Optional& bias, const Optional& base, const py::array& out, int ctas,
                          const sim::Options& options) {
@@ -29,6 +29,7 @@ sim::Report atoms_linear(const py::array& x, const py::array& atoms, const Array
   p.rows = atoms.shape(1);
   p.coef_per_token = coef.ndim() == 2;
   p.type = x.dtype().kind() == 'f' ? FloatType::kFloat16 : FloatType::kBFloat16;
+  p.atom_type = atoms.itemsize() == 1 ? FloatType::kE4M3 : p.type;
   std::vector<sim::Buffer> buffers = {buffer(x, "x"), buffer(atoms, "atoms"), buffer(coef, "coef"),
                                       buffer(out, "out", true)};
   if (bias) {
@@ -43,8 +44,9 @@ sim::Report atoms_linear(const py::array& x, const py::array& atoms, const Array
 }
 
 // Blocks of tokens, rows and atoms, chunks of columns and their shares.
-std::vector<int> atoms_linear_plan(int64_t tokens, int64_t rows, int64_t columns, int64_t atoms) {
-  const atoms::LinearPlan plan = atoms::plan_linear(tokens, rows, columns, atoms);
+std::vector<int> atoms_linear_plan(int64_t tokens, int64_t rows, int64_t columns, int64_t atoms,
+                                   int chunk) {
+  const atoms::LinearPlan plan = atoms::plan_linear(tokens, rows, columns, atoms, chunk);
   return {plan.token_blocks, plan.row_blocks, plan.atom_blocks, plan.chunks, plan.shares};
 }
 
@@ -55,7 +57,7 @@ void bind_linear(py::module_& m) {
         py::arg("bias"), py::arg("base"), py::arg("out"), py::kw_only(), py::arg("ctas"),
         py::arg("options"));
   m.def("atoms_linear_plan", &atoms_linear_plan, py::arg("tokens"), py::arg("rows"),
-        py::arg("columns"), py::arg("atoms"));
+        py::arg("columns"), py::arg("atoms"), py::arg("chunk"));
 }
 
 }  // namespace wlib::probe

@@ -8,19 +8,36 @@
 
 namespace wlib::atoms {
 
-sim::Report simulate_linear(const LinearParams& p, int ctas,
-                            const std::vector<sim::Buffer>& buffers, const sim::Options& options) {
-  const LinearPlan plan = linear_plan(p);
-  std::vector<float> partials(plan.parts() * p.tokens * p.rows, NAN);
+namespace {
+
+using Buffers = std::vector<sim::Buffer>;
+
+template <class C>
+sim::Report multiply(const LinearKernelParams& p, int ctas, const Buffers& buffers,
+                     const sim::Options& options) {
+  const sim::LaunchConfig config{
+      {int(std::min<int64_t>(ctas, p.plan.items())), 1, 1}, kLinearThreads, sizeof(LinearSmem<C>)};
+  return sim::launch(config, options, buffers, linear_kernel<C>, p);
+}
+
+}  // namespace
+
+sim::Report simulate_linear(const LinearParams& p, int ctas, const Buffers& buffers,
+                            const sim::Options& options) {
+  std::vector<float> partials(linear_plan(p).parts() * p.tokens * p.rows, NAN);
   LinearKernelParams params;
   make_linear_params(p, partials.data(), &params);
-  std::vector<sim::Buffer> all = buffers;
+  Buffers all = buffers;
   all.push_back({partials.data(), partials.size() * sizeof(float), "partials", true});
-  const sim::LaunchConfig config{
-      {int(std::min<int64_t>(ctas, plan.items())), 1, 1}, kLinearThreads, sizeof(LinearSmem)};
-  const auto kernel = p.type == FloatType::kBFloat16 ? linear_kernel<FloatType::kBFloat16>
-                                                     : linear_kernel<FloatType::kFloat16>;
-  const sim::Report report = sim::launch(config, options, all, kernel, params);
+  const auto run = [&]<bool kFp8>() {
+#ifndef WLIB_SIM_ONLY_SMALL  // mutants run with one type
+    if (p.type == FloatType::kFloat16)
+      return multiply<LinearConfig<FloatType::kFloat16, kFp8>>(params, ctas, all, options);
+#endif
+    return multiply<LinearConfig<FloatType::kBFloat16, kFp8>>(params, ctas, all, options);
+  };
+  const sim::Report report =
+      p.atom_type == FloatType::kE4M3 ? run.operator()<true>() : run.operator()<false>();
   if (!report.ok()) return report;
   all.back().writable = false;
   const sim::LaunchConfig sum{{ctas, 1, 1}, kLinearSumThreads, 0};

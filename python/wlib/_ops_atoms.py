@@ -103,6 +103,7 @@ def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, atoms, coef, base = ctx.saved_tensors
     wanted = (*ctx.needs_input_grad, False, False)[:5]
+    atoms = atoms.to(x.dtype)  # FP8 ones
     found = (_shared_gradients if coef.dim() == 1 else _own_gradients)(
         grad.contiguous(), x, atoms, coef, base, wanted
     )

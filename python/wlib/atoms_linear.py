@@ -35,9 +35,10 @@ def atoms_linear(
     Args:
         x: [M, K], or [..., K] seen as that; float32, bfloat16 or float16, on the CPU also float64;
             copied if it is not contiguous.
-        atoms: [S, N, K] of the dtype of x, contiguous, or float8_e4m3fn, or S INT4 weights. FP8 and
-            INT4 atoms are converted to the dtype of x on the way, in each call: FP8 exactly, INT4
-            with one rounding. They save memory between calls, not time, and get no gradient.
+        atoms: [S, N, K] of the dtype of x, contiguous, or float8_e4m3fn (not for float64 x), read
+            as it is, or S INT4 weights. INT4 atoms are converted to the dtype of x first, in each
+            call, with one rounding: they save memory between calls, not time. Neither FP8 nor INT4
+            atoms get a gradient.
         coef: float32 [S], or one set per row of x, [M, S] or [..., S]; float64 if x is.
         bias: None, or [N] of the dtype of x.
         base: None, or [N, K] of the dtype of x, contiguous: an atom with coefficient 1.
@@ -54,7 +55,7 @@ def atoms_linear(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         bias, base = (t if t is None else t.to(dtype) for t in (bias, base))
-        if isinstance(atoms, Tensor):
+        if isinstance(atoms, Tensor) and atoms.dtype != torch.float8_e4m3fn:
             atoms = atoms.to(dtype)
     if x.dim() < 1:
         refuse(_LINEAR, "x of shape [..., K]", list(x.shape), "x")
@@ -73,11 +74,9 @@ def atoms_linear(
 def _as_tensor(atoms: Tensor | Sequence[Int4Weight], dtype: torch.dtype) -> Tensor:
     """Atoms [S, N, K] as the op takes them."""
     if isinstance(atoms, Tensor):
-        if atoms.dtype != torch.float8_e4m3fn:
-            return atoms
-        if atoms.requires_grad:
+        if atoms.dtype == torch.float8_e4m3fn and atoms.requires_grad:
             refuse(_LINEAR, "float8_e4m3fn atoms without requires_grad", "some with it", "atoms")
-        return atoms.to(dtype)
+        return atoms
     if not atoms or not all(isinstance(atom, Int4Weight) for atom in atoms):
         got = ", ".join(type(atom).__name__ for atom in atoms) or "none"
         refuse(_LINEAR, "a tensor or at least one Int4Weight", got, "atoms", TypeError)

@@ -23,7 +23,7 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 128, False) for shape in TILES.values()),
     *((*shape, 64, True) for shape in TILES.values()),
 )
-LINEAR_CASES = ((1, 1, 1, 8), (70, 5, 200, 200), (3, 130, 9, 72))  # m, s, n, k
+LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80))  # m, s, n, k
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
@@ -80,8 +80,12 @@ def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
     sizes = ((m, k), (s, n, k), (m, s), (n,), (n, k))
     operands = [torch.randint(-1, 2, size, generator=draw).bfloat16() for size in sizes]
     operands[2] = operands[2].float() * (torch.rand(m, s, generator=draw) < 4 / s)
-    y = wlib.atoms_linear(*(t.to(device) for t in operands)).cpu()
-    return torch.equal(y, wlib.atoms_linear(*operands))
+    results = []
+    for where in (device, "cpu"):
+        x, atoms, *rest = (t.to(where) for t in operands)
+        codes = atoms.to(torch.float8_e4m3fn)
+        results.append([wlib.atoms_linear(x, a, *rest).cpu() for a in (atoms, codes)])
+    return all(map(torch.equal, *results))
 
 
 def attention_is_right(dim: int, splits: int, device: str) -> bool:

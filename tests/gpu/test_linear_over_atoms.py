@@ -14,6 +14,7 @@ SIZES = (  # tokens, atoms, rows, columns
     (1, 1, 1, 8),
     (5, 3, 130, 72),
     (64, 8, 4096, 512),
+    (70, 5, 300, 208),
     (17, 11, 300, 1000),
     (3, 300, 20, 64),
 )
@@ -44,7 +45,11 @@ def run(operands: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("size", SIZES)
 def test_exact_problems(size: tuple[int, ...], own: bool, dtype: torch.dtype) -> None:
     operands = draw(*size, own=own, exact=True, dtype=dtype)
-    for kept in (operands, operands[:3]):
+    calls = [operands, operands[:3]]
+    if size[3] % 16 == 0:
+        x, atoms, *rest = operands
+        calls += [[x, atoms.to(torch.float8_e4m3fn), *rest]]
+    for kept in calls:
         assert torch.equal(run(kept), reference.linear(*kept).value.to(dtype))
 
 
@@ -69,7 +74,10 @@ def test_one_set_of_coefficients_is_served_whatever_type_and_size(
     m: int, dtype: torch.dtype, k: int
 ) -> None:
     operands = draw(m, 3, 50, k, own=False, exact=True, dtype=dtype)
-    assert torch.equal(run(operands), reference.linear(*operands).value.to(dtype))
+    y = reference.linear(*operands).value.to(dtype)
+    assert torch.equal(run(operands), y)
+    operands[1] = operands[1].to(torch.float8_e4m3fn)
+    assert torch.equal(run(operands), y)
 
 
 @pytest.mark.parametrize(("dtype", "k"), [(torch.float32, 24), (torch.bfloat16, 9)])

@@ -67,6 +67,7 @@ def linear_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("atoms_linear.default", (*leaves[:2], own, *leaves[3:]), {}),
         ("atoms_linear.default", (*leaves[:2], own), {}),
         ("atoms_linear.default", (x, atoms, leaves[2].detach()), {}),
+        ("atoms_linear.default", (x, atoms.to(torch.float8_e4m3fn), own), {}),
         ("atoms_linear.default", (x[:0], atoms, own.detach()[:0]), {}),
     ]
 

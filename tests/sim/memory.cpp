@@ -21,6 +21,7 @@ void Machine::access(uintptr_t a, size_t bytes, bool write, bool aligned) {
     find("misaligned", own_name() + ": " + (write ? "store" : "load") + " of " +
                            std::to_string(bytes) +
                            " bytes at an address that is not a multiple of them");
+    abandon();  // it may well fault on the host, too
   }
   const uintptr_t shared_low = reinterpret_cast<uintptr_t>(ctas.front().shared);
   if (self->fiber.owns(a)) {

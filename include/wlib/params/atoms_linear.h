@@ -12,14 +12,14 @@ namespace wlib::atoms {
 // in float64 for float64 x; the result is rounded once. All arrays are contiguous.
 struct LinearParams {
   const void* x;      // [tokens, columns] of type
-  const void* atoms;  // [num_atoms, rows, columns] of type
+  const void* atoms;  // [num_atoms, rows, columns] of atom_type
   const void* coef;   // [num_atoms] or [tokens, num_atoms]; float32, or float64 for float64 x
   const void* base;   // [rows, columns] of type, or null
   const void* bias;   // [rows] of type, or null
   void* out;          // [tokens, rows] of type
   int64_t tokens, rows, columns, num_atoms;
   bool coef_per_token;
-  FloatType type;
+  FloatType type, atom_type;  // of atoms also kE4M3
 };
 
 }  // namespace wlib::atoms
