@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +16,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils.checkpoint import checkpoint
 
 import wlib
+from example_modules import example
 from wlib.fp4_recipe import RECIPES
 from wlib.nn import FP4Linear
 
@@ -403,29 +401,20 @@ def test_two_ranks_draw_the_same(run: Callable[[int], None], tmp_path: Path) -> 
     _on_ranks(run, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "train_small_llama.py"
-    spec = importlib.util.spec_from_file_location("train_small_llama", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_example(example: ModuleType, tmp_path: Path) -> None:
+def test_example(tmp_path: Path) -> None:
     """Every recipe learns like BF16 does, from the same first loss."""
+    llama = example("train_small_llama")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    runs = example.run_all(example.PRESETS["test"], [*RECIPES], 1, quiet=True)
+    runs = llama.run_all(llama.PRESETS["test"], [*RECIPES], 1, quiet=True)
     torch.set_num_threads(threads)
     base = runs[0]
-    assert base.recipe == "bf16"
+    assert base.arm == "bf16"
     assert base.training < base.curve[0] - 1.5
     for run in runs[1:]:
         assert run.curve != base.curve
         assert abs(run.curve[0] - base.curve[0]) < 0.02
         assert abs(run.validation - base.validation) < 0.25
-    example.plot(runs, tmp_path / "loss.png")
+    llama.plot(runs, tmp_path / "loss.png")
     assert (tmp_path / "loss.png").stat().st_size > 10_000
-    assert example.table(runs).row_count == len(runs)
+    assert llama.table(runs).row_count == len(runs)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "minilm.py"
+from example_modules import example
 
 
 @pytest.fixture(scope="module")
 def minilm() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("minilm", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return example("minilm")
 
 
 @pytest.fixture(scope="module")
