@@ -124,8 +124,8 @@ def test_dry_run(tmp_path: Path) -> None:
     assert "# Benchmark on CPU" in text
     log = (tmp_path / "run.log").read_text()
     assert "needs an sm_90 GPU" in log
-    # 11 of int4fp8, 3 sparse, 3 linear, 4 of attention, the atoms
-    assert log.count(": right") == 22
+    # 11 of int4fp8, 3 sparse, 3 linear, 3 of fp4, 4 of attention, the atoms
+    assert log.count(": right") == 25
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} >= {"wlib", "torch_bf16", "copy"}
     assert {row["op"] for row in rows} == set(OPS)

@@ -4,6 +4,7 @@ Usage: python sanitizer_cases.py [cuda | cpu]
 """
 
 import sys
+from typing import Any
 
 import torch
 from gpu_problems import TILES, Problem, exact_problem
@@ -22,6 +23,12 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 64, True) for shape in TILES.values()),
 )
 LINEAR_CASES = ((1, 1, 1, 8), (70, 5, 200, 200), (3, 130, 9, 72))  # m, s, n, k
+NV = {"format": "nvfp4", "scale_rule": "amax"}
+FP4_CASES: dict[str, dict[str, Any]] = {
+    "carrier": {"carrier": "e4m3", "hadamard": 32, "swizzle": True, "mask": True},
+    "ms_eden": {**NV, "rounding": "ms_eden", "seed": torch.tensor([1, 2]), "swizzle": True},
+    "square": {**NV, "square": True},
+}
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
@@ -80,6 +87,22 @@ def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
     operands[2] = operands[2].float() * (torch.rand(m, s, generator=draw) < 4 / s)
     y = wlib.atoms_linear(*(t.to(device) for t in operands)).cpu()
     return torch.equal(y, wlib.atoms_linear(*operands))
+
+
+def fp4_is_right(arguments: dict[str, Any], device: str) -> bool:
+    """Whether both sides of a matrix, and one requantised, are those of the CPU."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(160, 288, generator=draw).bfloat16()
+    codes, scales = torch.ops.wlib.fp4_quantize(x)[:2]
+    results = []
+    for where in ("cpu", device):
+        given = {k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        out = torch.ops.wlib.fp4_quantize(x.to(where), axis="both", **given)
+        out += torch.ops.wlib.fp4_requantize_t(codes.to(where), scales.to(where), **given)
+        out.append(torch.ops.wlib.hadamard(x.to(where), 32))
+        out.append(torch.ops.wlib.fp4_signs(torch.tensor([3, 4]).to(where), 128))
+        results.append([t.cpu().flatten().view(torch.uint8) for t in out])
+    return all(map(torch.equal, *results))
 
 
 def attention_is_right(dim: int, splits: int, device: str) -> bool:
@@ -144,6 +167,10 @@ def main(device: str) -> int:
         right = linear_is_right(m, s, n, k, device)
         wrong += not right
         print(f"linear M={m} S={s} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+    for name, arguments in FP4_CASES.items():
+        right = fp4_is_right(arguments, device)
+        wrong += not right
+        print(f"fp4 {name}: {'right' if right else 'WRONG'}", flush=True)
     for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
         right = attention_is_right(dim, splits, device)
         wrong += not right
