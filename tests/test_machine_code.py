@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import machine_code
 from machine_code import Kernel
-from source_tree import compile_command
+from source_tree import BUILD, compile_command
 from wlib._load import library_path, text
 
 # A hand-written kernel takes 2 to 6 s to compile; a cold CI run has 15 minutes for all of them.
@@ -80,6 +81,12 @@ def test_alu_instructions_per_weight(kernels: dict[str, Kernel]) -> None:
         print(f"{name}: {per_weight:.3f}")
         assert per_weight > 0.5  # five logic operations for eight weights are the least there is
         assert per_weight <= MAX_ALU_PER_WEIGHT, name
+
+
+def test_the_compiler_may_not_contract_what_decides_codes_of_fp4() -> None:
+    entries = json.loads((BUILD / "compile_commands.json").read_text())
+    (entry,) = (e for e in entries if e["file"].endswith("/fp4/sm90_quantize.cu"))
+    assert "--fmad=false" in entry["command"].split()
 
 
 def test_quantisers_leave_room_for_a_thousand_threads(kernels: dict[str, Kernel]) -> None:

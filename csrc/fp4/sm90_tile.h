@@ -9,6 +9,7 @@
 
 #include "wlib/numerics/hadamard.h"
 #include "wlib/params/fp4.h"
+#include "wlib/sm90/bits.h"
 #include "wlib/sm90/dependency.h"
 #include "wlib/sm90/sync.h"
 
@@ -74,30 +75,32 @@ WLIB_DEVICE void store_floats(float* to, const float (&x)[N]) {
 template <class T>
 WLIB_DEVICE void load_values(const Source& from, Corner corner, TileSmem& s) {
   constexpr int kCount = Run<T>::kCount, kRuns = kTile / kCount;
-  constexpr int kBatch = 8;  // loads in flight
+  constexpr int kStep = kTileThreads / kRuns;  // rows from one run of a thread to its next
+  constexpr int kBatch = 8;                    // loads in flight
+  static_assert(kUnit % kStep == 0);           // so that a step's place is known to the compiler
   const T* base = static_cast<const T*>(from.x) + corner.row * from.x_stride + corner.column;
   const int64_t rows = from.rows - corner.row, columns = from.columns - corner.column;
   const bool whole = (reinterpret_cast<uintptr_t>(base) | from.x_stride * sizeof(T)) % 16 == 0 &&
                      columns % kCount == 0;
   if (whole) {
-    WLIB_NO_UNROLL
-    for (int first = 0; first < kTile * kRuns; first += kBatch * kTileThreads) {
+    const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kCount;
+    const T* first = base + row * from.x_stride + column;
+    const int64_t left = column < columns ? rows - row : 0;
+    WLIB_UNROLL
+    for (int begin = 0; begin < kTile; begin += kBatch * kStep) {
       Run<T> run[kBatch];
       WLIB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int index = first + i * kTileThreads + sm90::thread_index();
-        const int row = index / kRuns, column = index % kRuns * kCount;
+        const int below = begin + i * kStep;
         run[i] = Run<T>{};
-        if (row < rows && column < columns)
-          run[i] = *reinterpret_cast<const Run<T>*>(base + row * from.x_stride + column);
+        if (below < left) run[i] = *reinterpret_cast<const Run<T>*>(first + below * from.x_stride);
       }
       WLIB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int index = first + i * kTileThreads + sm90::thread_index();
         float x[kCount];
         WLIB_UNROLL
         for (int j = 0; j < kCount; ++j) x[j] = as_float(run[i].value[j]);
-        store_floats(s.at(index / kRuns, index % kRuns * kCount), x);
+        store_floats(s.at(begin + i * kStep, column) + row * TileSmem::kPitch, x);
       }
     }
   } else {
@@ -109,38 +112,72 @@ WLIB_DEVICE void load_values(const Source& from, Corner corner, TileSmem& s) {
   }
 }
 
-// Packed values: code * scale, and times the global scale if there is one. Half a block of mxfp4 or
-// a block of nvfp4 at a time: 8 bytes, which lie at a multiple of 8 if the first do.
+// 0x80 in the bytes of the negative ones among four codes in the lower half of a word: asked for a
+// sign, PRMT repeats it, and 0x80 becomes 0xff.
+WLIB_DEVICE uint32_t sign_bytes(uint32_t codes) {
+  return sm90::permute_bytes(0x80808080u, 0x80808080u, codes & 0x8888u) << 7 & 0x80808080u;
+}
+
+// The values of four codes in the lower half of a word: PRMT looks up the halves of their BF16.
+WLIB_DEVICE void expand_codes(uint32_t codes, float (&x)[4]) {
+  const uint32_t magnitudes = codes & 0x7777u;
+  const uint32_t low = sm90::permute_bytes(0xc0800000u, 0xc0804000u, magnitudes);
+  const uint32_t high =
+      sm90::permute_bytes(0x3f3f3f00u, 0x40404040u, magnitudes) | sign_bytes(codes);
+  WLIB_UNROLL
+  for (int i = 0; i < 4; i += 2) {
+    const uint32_t pair = sm90::permute_bytes(low, high, i == 0 ? 0x5140u : 0x7362u);
+    x[i] = std::bit_cast<float>(pair << 16);
+    x[i + 1] = std::bit_cast<float>(pair & 0xffff0000u);
+  }
+}
+
+// Eight bytes, which may lie anywhere.
+WLIB_DEVICE uint2 load_codes(const uint8_t* from, bool aligned) {
+  if (aligned) return *reinterpret_cast<const uint2*>(from);
+  uint2 codes{};
+  for (int i = 0; i < 4; ++i) {
+    codes.x |= uint32_t(from[i]) << 8 * i;
+    codes.y |= uint32_t(from[4 + i]) << 8 * i;
+  }
+  return codes;
+}
+
+// Packed values: code * scale, and times the global scale if there is one. A thread takes half a
+// block of mxfp4 or a block of nvfp4 of every 32nd row.
 WLIB_DEVICE void load_packed(const Source& from, Corner corner, TileSmem& s) {
-  constexpr int kRun = 16, kRuns = kTile / kRun;
+  constexpr int kRun = 16, kRuns = kTile / kRun, kStep = kTileThreads / kRuns;
+  static_assert(kStep == kUnit);
   const Packed& packed = from.packed;
   const bool nv = packed.global_scale;
-  const bool whole = reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
-  WLIB_UNROLL_TWICE
-  for (int i = sm90::thread_index(); i < kTile * kRuns; i += kTileThreads) {
-    const int row = i / kRuns, column = i % kRuns * kRun;
-    const int64_t at = (corner.row + row) * from.columns + corner.column + column;
-    float x[kRun] = {};
-    if (corner.row + row < from.rows && corner.column + column < from.columns) {
-      uint2 codes{};
-      if (whole) {
-        codes = *reinterpret_cast<const uint2*>(packed.codes + at / 2);
-      } else {
-        for (int j = 0; j < 4; ++j) {
-          codes.x |= uint32_t(packed.codes[at / 2 + j]) << 8 * j;
-          codes.y |= uint32_t(packed.codes[at / 2 + 4 + j]) << 8 * j;
-        }
-      }
-      const uint8_t byte = packed.scales[at / (nv ? kNvBlock : kMxBlock)];
-      const float scale = nv ? e4m3_to_float(byte) : e8m0_to_float(byte);
-      const float global_scale = nv ? *packed.global_scale : 1.0f;
+  const bool aligned = reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
+  const float global_scale = nv ? *packed.global_scale : 1.0f;
+  const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kRun;
+  const int64_t left = corner.column + column < from.columns ? from.rows - corner.row - row : 0;
+  const int64_t at = (corner.row + row) * from.columns + corner.column + column;
+  uint2 codes[kUnits];
+  uint8_t scales[kUnits];
+  WLIB_UNROLL
+  for (int i = 0; i < kUnits; ++i) {
+    const int64_t first = at + i * kStep * from.columns;
+    codes[i] = uint2{};
+    scales[i] = 0;
+    if (i * kStep >= left) continue;
+    codes[i] = load_codes(packed.codes + first / 2, aligned);
+    scales[i] = packed.scales[first / (nv ? kNvBlock : kMxBlock)];
+  }
+  WLIB_UNROLL
+  for (int i = 0; i < kUnits; ++i) {
+    const float scale = nv ? e4m3_to_float(scales[i]) : e8m0_to_float(scales[i]);
+    float* to = s.at(i * kStep, column) + row * TileSmem::kPitch;
+    WLIB_UNROLL
+    for (int j = 0; j < kRun; j += 4) {
+      float x[4];
+      expand_codes((j < 8 ? codes[i].x : codes[i].y) >> j % 8 * 4, x);
       WLIB_UNROLL
-      for (int j = 0; j < kRun; ++j) {
-        const uint32_t code = (j < 8 ? codes.x : codes.y) >> j % 8 * 4;
-        x[j] = e2m1_to_float(code & 15) * scale * global_scale;
-      }
+      for (float& value : x) value = value * scale * global_scale;
+      store_floats(to + j, x);
     }
-    store_floats(s.at(row, column), x);
   }
 }
 

@@ -17,12 +17,14 @@ from .atoms import atoms_reconstruct
 from .atoms_linear import atoms_linear
 from .atoms_optim import atoms_step
 from .experts import int4fp8_gemm_grouped, pack_experts
+from .fp4 import fp4_quantize
 from .info import info
 from .int4fp8 import int4fp8_gemm
 from .prefill import Int4KVCache, attention_prefill, quantize_kv_int4
 from .quantizer import fp8_quantize
 from .reference import atoms as reference_atoms
 from .reference import exact
+from .reference import fp4 as reference_fp4
 from .reference import int4fp8 as reference
 from .reference import rebuild as rebuilt
 from .reference import sparse as reference_sparse
@@ -52,6 +54,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "int4fp8_gemm": _check_gemm,
         "int4fp8_gemm_grouped": _check_grouped,
         "fp8_quantize": _check_quantize,
+        "fp4_quantize": _check_fp4,
         "rebuild": _check_rebuild,
         "atoms_reconstruct": _check_atoms,
         "atoms_linear": _check_linear,
@@ -151,6 +154,22 @@ def _check_quantize(generator: torch.Generator, device: str) -> str:
     return _difference(got_scale.cpu(), scale, f"scale, {where}") or _difference(
         got_codes.cpu().view(torch.uint8), codes.view(torch.uint8), f"codes, {where}"
     )
+
+
+def _check_fp4(generator: torch.Generator, device: str) -> str:
+    """Rotations that divide by 4 or 8: their sums of integers are exact in float32."""
+    rows, columns = 64 * _draw((1, 2, 5), generator), 64 * _draw((1, 3, 16), generator)
+    size, rule = _draw((0, 16, 64), generator), ("even", "floor")[_draw((0, 1), generator)]
+    x = torch.randint(-127, 128, (rows, columns), generator=generator).to(_draw_dtype(generator))
+    pair = fp4_quantize(x.to(device), hadamard=size, scale_rule=rule, axis="both")
+    for name, got, values in zip(("rows", "columns"), pair, (x, x.T), strict=True):
+        true = values.double()
+        true = reference_fp4.rotate(true, size) if size else true
+        expected = reference_fp4.quantize_mx(true, rule).values().float()
+        where = f"{name} of [{rows}, {columns}], hadamard={size}, {rule}, {x.dtype}"
+        if fault := _difference(got.dequantize().cpu(), expected, where):
+            return fault
+    return ""
 
 
 def _check_rebuild(generator: torch.Generator, device: str) -> str:

@@ -6,6 +6,7 @@ Usage: python sanitizer_cases.py [cuda | cpu]
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from gpu_problems import TILES, Problem, exact_problem
@@ -24,6 +25,12 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 64, True) for shape in TILES.values()),
 )
 LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80))  # m, s, n, k
+NV = {"format": "nvfp4", "scale_rule": "amax"}
+FP4_CASES: dict[str, dict[str, Any]] = {
+    "carrier": {"carrier": "e4m3", "hadamard": 32, "swizzle": True, "mask": True},
+    "ms_eden": {**NV, "rounding": "ms_eden", "seed": torch.tensor([1, 2]), "swizzle": True},
+    "square": {**NV, "square": True},
+}
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
@@ -85,6 +92,22 @@ def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
         x, atoms, *rest = (t.to(where) for t in operands)
         codes = atoms.to(torch.float8_e4m3fn)
         results.append([wlib.atoms_linear(x, a, *rest).cpu() for a in (atoms, codes)])
+    return all(map(torch.equal, *results))
+
+
+def fp4_is_right(arguments: dict[str, Any], device: str) -> bool:
+    """Whether both sides of a matrix, and one requantised, are those of the CPU."""
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(160, 288, generator=draw).bfloat16()
+    codes, scales = torch.ops.wlib.fp4_quantize(x)[:2]
+    results = []
+    for where in ("cpu", device):
+        given = {k: v.to(where) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+        out = torch.ops.wlib.fp4_quantize(x.to(where), axis="both", **given)
+        out += torch.ops.wlib.fp4_requantize_t(codes.to(where), scales.to(where), **given)
+        out.append(torch.ops.wlib.hadamard(x.to(where), 32))
+        out.append(torch.ops.wlib.fp4_signs(torch.tensor([3, 4]).to(where), 128))
+        results.append([t.cpu().flatten().view(torch.uint8) for t in out])
     return all(map(torch.equal, *results))
 
 
@@ -177,6 +200,8 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
         yield f"sparse M={m} N={n} K={k}", partial(sparse_is_right, m, n, k)
     for m, s, n, k in LINEAR_CASES:
         yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
+    for name, arguments in FP4_CASES.items():
+        yield f"fp4 {name}", partial(fp4_is_right, arguments)
     for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
         yield f"attention D={dim} splits={splits}", partial(attention_is_right, dim, splits)
     for dim in (64, 128, 256):

@@ -18,16 +18,19 @@ WLIB_HOST_DEVICE constexpr float e2m1_to_float(uint32_t code) {
 }
 
 // Rounds to nearest, ties to even; beyond 6 saturates, NaN included; keeps the sign, of zeros too.
-// Below 2 the steps are of 0.5: adding 2^22 aligns the last bit kept with the float's. Scaling into
-// the subnormals of FP32 would do the same, but rounds there once before.
+// The steps are half the power of two below the value, 0.5 at least: adding 2^22 times that power
+// aligns the last bit kept with the float's. (Scaling into the subnormals of FP32 would do the
+// same, but rounds there once before.)
 WLIB_HOST_DEVICE constexpr uint32_t float_to_e2m1(float value) {
-  constexpr uint32_t kTwo = 0x40000000u, kSix = 0x40c00000u;
+  constexpr uint32_t kOne = 0x3f800000u, kSix = 0x40c00000u;
   const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffffu;
   const uint32_t clamped = magnitude < kSix ? magnitude : kSix;
-  const uint32_t large = ((clamped + 0x1fffffu + (clamped >> 22 & 1)) >> 22) - (126u << 1);
-  const float aligned = std::bit_cast<float>(clamped) + 4194304.0f;
-  const uint32_t small = std::bit_cast<uint32_t>(aligned) & 7;
-  return (clamped < kTwo ? small : large) | (bits >> 28 & 8);
+  const uint32_t power = (clamped > kOne ? clamped : kOne) & 0x7f800000u;
+  const float unit = std::bit_cast<float>(power + (22u << 23) + 6);  // 6 units more, see below
+  const uint32_t steps = std::bit_cast<uint32_t>(std::bit_cast<float>(clamped) + unit);
+  // Codes count steps, plus two for each binade above 1; the biased exponent and its 22 are 149,
+  // twice that and the 6 are a multiple of 8.
+  return ((steps + (steps >> 22)) & 7) | (bits >> 28 & 8);
 }
 
 // Rounds up with the probability of the distance to the value below; `random` holds 22 random bits.

@@ -1,0 +1,101 @@
+// What scales depend on beyond their block: of every tile the largest scale of each row (mxfp4 with
+// a window), or the largest magnitude (nvfp4); then of all tiles.
+#pragma once
+
+#include "fp4/sm90_side.h"
+
+namespace wlib::fp4 {
+
+WLIB_DEVICE void scan_mx(const QuantizeParams& p, TileSmem& s, Corner corner) {
+  WLIB_NO_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    const Unit unit(round);
+    const Place place(p, corner, unit);
+    float x[kUnit];
+    take_unit(p, s, unit, x);
+    const uint32_t scale = mx_scale(x, p.rule);
+    const uint32_t largest =
+        largest_of_lanes(scale == kE8M0NaN ? 0 : scale, kLinesAtOnce, sm90::kWarpThreads);
+    if (unit.block == 0 && place.row < p.rows())
+      p.tile_largest[place.column / kTile * p.rows() + place.row] = largest;
+  }
+}
+
+// Blocks with NaN or Inf do not count.
+WLIB_DEVICE void scan_nv(const QuantizeParams& p, TileSmem& s) {
+  const auto finite = [](uint32_t bits) { return bits < 0x7f800000u ? bits : 0; };
+  uint32_t largest = 0;
+  WLIB_NO_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    float x[kUnit];
+    take_unit(p, s, Unit(round), x);
+    const BlockPair own = largest_of_blocks(x);
+    largest = larger(largest, larger(finite(own.first), finite(own.second)));
+  }
+  largest = largest_of_lanes(largest, 1, sm90::kWarpThreads);
+  sm90::block_sync();  // the side before may still be read
+  if (sm90::lane_index() == 0) s.maxima[sm90::thread_index() / sm90::kWarpThreads] = largest;
+  sm90::block_sync();
+  if (sm90::thread_index() > 0) return;
+  WLIB_UNROLL
+  for (int i = 0; i < kTileWarps; ++i) largest = larger(largest, s.maxima[i]);
+  p.tile_largest[sm90::block_index_x()] = largest;
+}
+
+template <bool kMx>
+WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+scan_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
+  auto& s = sm90::dynamic_smem<TileSmem>();
+  const Corner corner = start_tile(l.side[0], s);
+  WLIB_NO_UNROLL
+  for (int i = 0; i < l.sides; ++i) {
+    if constexpr (kMx)
+      scan_mx(l.side[i], s, corner);
+    else
+      scan_nv(l.side[i], s);
+  }
+}
+
+// Joins what the tiles have found: mxfp4 for 32 rows in a CTA, nvfp4 for all in one.
+struct JoinSmem {
+  uint32_t largest[kTileWarps][sm90::kWarpThreads];
+};
+
+template <bool kMx>
+WLIB_KERNEL_RESIDENT(kTileThreads, 4)
+join_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
+  auto& s = sm90::dynamic_smem<JoinSmem>();
+  const QuantizeParams& p = l.side[sm90::block_index_y()];
+  const int warp = sm90::thread_index() / sm90::kWarpThreads, lane = sm90::lane_index();
+  const int64_t row = int64_t(sm90::block_index_x()) * sm90::kWarpThreads + lane;
+  uint32_t largest = 0;
+  if constexpr (kMx) {
+    const int64_t count = row < p.rows() ? quantize_tiles(p.columns()) : 0;
+    for (int64_t i = warp; i < count; i += kTileWarps)
+      largest = larger(largest, p.tile_largest[i * p.rows() + row]);
+  } else {
+    const int64_t count = quantize_tiles(p.rows()) * quantize_tiles(p.columns());
+    for (int64_t i = sm90::thread_index(); i < count; i += kTileThreads)
+      largest = larger(largest, p.tile_largest[i]);
+  }
+  s.largest[warp][lane] = largest;
+  sm90::block_sync();
+  if (warp > 0) return;
+  WLIB_UNROLL
+  for (int i = 1; i < kTileWarps; ++i) largest = larger(largest, s.largest[i][lane]);
+  if constexpr (kMx) {
+    if (row >= p.rows()) return;
+    p.row_largest[row] = largest;
+    if (p.out.row_scale)
+      p.out.row_scale[row] = row_scale(int(largest) - carrier_range(p.carrier).largest);
+  } else {
+    largest = largest_of_lanes(largest, 1, sm90::kWarpThreads);
+    if (lane == 0)
+      *p.global_scale = std::bit_cast<float>(largest) /
+                        (largest_nv_scale(p.rule, p.rounding) * nv_divisor(p.rounding));
+  }
+}
+
+}  // namespace wlib::fp4

@@ -1,0 +1,63 @@
+"""Every bug planted in the quantiser of FP4 is caught, by the check we expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fp4_problems import HadamardCase, QuantizeCase, draw, packed, random_signs
+from sim.mutants_fp4 import CONTROL, MUTANTS
+from sim.planting import Mutant, Results, apply, run_all
+
+
+def make_cases() -> list[QuantizeCase | HadamardCase]:
+    """Every pass, side and rounding, with tails in both directions."""
+    cases: list[QuantizeCase | HadamardCase] = []
+    nv = {"format": "nvfp4", "scale_rule": "amax"}
+    for seed, timing in enumerate(("random", "lazy")):
+        rng = np.random.default_rng(seed)
+        options = {"seed": seed, "timing": timing, "preempt_every": 50 * seed}
+        signs = random_signs(rng, 128)
+        wide = {"hadamard": 128, "signs": signs}
+        ragged = draw(rng, np.uint16, 37, 288, spread=30)
+        square = draw(rng, np.float32, 160, 160, spread=3)
+        columns = draw(rng, np.float32, 32, 35)
+        cases += [
+            QuantizeCase([ragged], {"carrier": "e4m3", "swizzle": True}, options),
+            QuantizeCase([square], {**nv, "swizzle": True, "hadamard": 16}, options, "both"),
+            QuantizeCase([square], {**nv, "square": True}, options),
+            QuantizeCase([columns], {"hadamard": 32}, options, "columns"),
+            QuantizeCase([draw(rng, np.uint16, 9, 128)], wide, options),
+            QuantizeCase([square[:, :64]], {**nv, "rounding": "stochastic",
+                                            "seed": np.array(1)}, options),
+            QuantizeCase([square[:, :64]], {**nv, "rounding": "ms_eden",
+                                            "seed": np.array(1)}, options),
+            QuantizeCase(packed(rng, 96, 64), {"carrier": "e5m2"}, options, "columns"),
+            HadamardCase(draw(rng, np.uint16, 40, 128), 128, options, signs),
+        ]  # fmt: skip
+    return cases
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    folder = tmp_path_factory.mktemp("mutants")
+    return run_all([CONTROL, *MUTANTS], {"sim_fp4.cpp": make_cases()}, folder)
+
+
+def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
+    for mutant in MUTANTS:
+        apply(mutant, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_original_is_silent(results: Results) -> None:
+    assert results[CONTROL.name] == {"cases": len(make_cases()), "fired": {}, "first": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
+def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
+    result = results[mutant.name]
+    assert mutant.caught_by in result["fired"], result
