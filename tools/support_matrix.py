@@ -1,8 +1,9 @@
 """Writes docs/support_matrix.md: which kernel serves what, and how far it has been proven.
 
-Rows come from the dispatch tables of the library. A GPU kernel is `compiled`; `simulated` if each
-of its compiled configurations also runs in the simulator; `measured` if bench/results has rows of
-it. Needs wlib_probe on the path: `make docs`.
+Rows come from the dispatch tables of the library, and from wlib_probe those of architectures that a
+build has to ask for. A GPU kernel is `compiled`; `simulated` if each of its compiled configurations
+also runs in the simulator; `measured` if bench/results has rows of it. Needs wlib_probe on the
+path: `make docs`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ Written by `make docs` from the library's dispatch tables, the instances in the 
 rows in `bench/results`.
 
 - `tested`: CPU code, run by the tests.
-- `compiled`: the machine code is held to a budget, and nothing more.
+- `compiled`: the machine code is held to a budget, and nothing more. For sm_100a and sm_120a, which
+  a build has to ask for: it compiles, and nothing more.
 - `simulated`: every compiled configuration also runs in the simulator, in the tests.
 - `measured`: ran in the benchmark on that GPU.
 
@@ -60,12 +62,17 @@ class Entry:
         return not match or m < int(match[2]) + (match[1] == "<=")
 
 
+def opt_in(op: str) -> list[str]:
+    """Rows of kernels for architectures that a build has to ask for."""
+    return [row.strip() for row in wlib_probe.fp4_block_scaled_rows()] if op == "fp4_matmul" else []
+
+
 def entries() -> list[Entry]:
     return [
         Entry.parse(family, op, row)
         for family in FAMILIES
         for op, rows in family_dispatch(family).items()
-        for row in rows
+        for row in dict.fromkeys([*rows, *opt_in(op)])
     ]
 
 

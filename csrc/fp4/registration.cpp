@@ -2,6 +2,7 @@
 // ops.
 #include <torch/csrc/stable/library.h>
 
+#include "fp4/block_scaled.h"
 #include "fp4/ops.h"
 #include "torch/dispatch_table.h"
 
@@ -42,9 +43,9 @@ WLIB_EXPORT const char* wlib_fp4_dispatch() {
   static const std::string table = dispatch_table({
       {"fp4_quantize", quantizer},
       {"fp4_requantize_t", quantizer},
-      {"fp4_matmul",
-       "cpu, mode exact32: multiplies codes\n"
-       "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n"},
+      {"fp4_matmul", std::string("cpu, mode exact32: multiplies codes\n"
+                                 "cpu, other modes: dequantises, then torch.mm in float32\n") +
+                         WLIB_CUDA_ROWS(block_scaled_cuda_rows())},
       {"fp4_signs", "cpu: one draw\n"},
       {"hadamard", "cpu: one row at a time\n"},
   });
