@@ -49,6 +49,16 @@ class Call:
         )
         return Result(out, lse, report.findings)
 
+    def items(self) -> list[tuple[int, int, int, int]]:
+        """(sequence, first query, rows, steps of 64 keys) of each item of work, in order."""
+        q = self.arrays["q"]
+        assert q is not None
+        out, lse = np.empty(q.shape, self.out_type), np.empty((q.shape[1], len(q)), np.float32)
+        items: list[tuple[int, int, int, int]] = probe.attention_items(
+            self.arrays, self.numbers, out, lse, splits=self.splits
+        )
+        return items
+
 
 @dataclasses.dataclass
 class AttentionCase:

@@ -13,6 +13,8 @@ import wlib
 
 DTYPES = "torch.float32, torch.bfloat16 or torch.float16"
 L, S, O, I = 3, 2, 4, 6  # noqa: E741  layers, atoms, rows, columns
+FP8 = torch.float8_e4m3fn
+INT4 = wlib.Int4Weight.quantize(torch.ones(O, 32), 32)
 Row = tuple[dict[str, Any], type[Exception], str]
 
 
@@ -102,10 +104,73 @@ def test_backward_refuses(changed: dict[str, Any], kind: type[Exception], messag
     check("atoms_reconstruct_backward", arguments | changed, kind, message)
 
 
+M, K = 5, 6
+LINEAR: list[Row] = [
+    ({"x": torch.zeros(M, K, dtype=torch.int32)}, TypeError,
+     f"expected x of dtype {DTYPES}, got torch.int32 (argument 'x')"),
+    ({"x": torch.zeros(1, M, K)}, ValueError,
+     "expected x of shape [M, K], got [1, 5, 6] (argument 'x')"),
+    ({"x": strided(M, K)}, ValueError,
+     "expected contiguous x, got strides [12, 2] (argument 'x')"),
+    *(({"atoms": torch.zeros(shape)}, ValueError,
+       f"expected atoms of shape [S, N, 6] with 1 to 32768 atoms, got {list(shape)} "
+       "(argument 'atoms')") for shape in ((O, K), (S, O, K + 1), (0, O, K), (32769, 1, K))),
+    ({"atoms": torch.zeros(S, O, K).half()}, TypeError,
+     "expected atoms of dtype torch.float32, got torch.float16 (argument 'atoms')"),
+    ({"atoms": strided(S, O, K)}, ValueError,
+     "expected contiguous atoms, got strides [48, 12, 2] (argument 'atoms')"),
+    *(({"coef": torch.zeros(shape)}, ValueError,
+       f"expected coef of shape [2] or [5, 2], got {list(shape)} (argument 'coef')")
+      for shape in ((), (S + 1,), (M,), (1, S), (M, S + 1), (M, S, 1))),
+    ({"coef": torch.zeros(S).half()}, TypeError,
+     "expected coef of dtype torch.float32, got torch.float16 (argument 'coef')"),
+    ({"coef": torch.zeros(2 * S)[::2]}, ValueError,
+     "expected contiguous coef, got strides [2] (argument 'coef')"),
+    ({"bias": torch.zeros(O + 1)}, ValueError,
+     "expected bias of shape [4], got [5] (argument 'bias')"),
+    ({"bias": torch.zeros(O).half()}, TypeError,
+     "expected bias of dtype torch.float32, got torch.float16 (argument 'bias')"),
+    ({"base": torch.zeros(O, K + 1)}, ValueError,
+     "expected base of shape [4, 6], got [4, 7] (argument 'base')"),
+    ({"base": torch.zeros(O, K).double()}, TypeError,
+     "expected base of dtype torch.float32, got torch.float64 (argument 'base')"),
+    ({"base": strided(O, K)}, ValueError,
+     "expected contiguous base, got strides [12, 2] (argument 'base')"),
+    ({"x": torch.zeros(M, K).double(), "atoms": torch.zeros(S, O, K).double()}, TypeError,
+     "expected coef of dtype torch.float64, got torch.float32 (argument 'coef')"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "kind", "message"), LINEAR)
+def test_linear_refuses(changed: dict[str, Any], kind: type[Exception], message: str) -> None:
+    arguments = {"x": torch.zeros(M, K), "atoms": torch.zeros(S, O, K), "coef": torch.zeros(S)}
+    check("atoms_linear", arguments | changed, kind, message)
+
+
 PYTHON: list[tuple[Any, type[Exception], str]] = [
     (lambda: wlib.atoms_reconstruct(torch.zeros(S, O, I), torch.zeros(L, S).half()), TypeError,
      "wlib::atoms_reconstruct: expected coef of dtype torch.float32, got torch.float16 "
      "(argument 'coef')"),
+    (lambda: wlib.atoms_linear(torch.zeros(()), torch.zeros(S, O, K), torch.zeros(S)), ValueError,
+     "wlib.atoms_linear: expected x of shape [..., K], got [] (argument 'x')"),
+    (lambda: wlib.atoms_linear(torch.zeros(2, 3, K), torch.zeros(S, O, K), torch.zeros(3, S)),
+     ValueError,
+     "wlib.atoms_linear: expected coef of shape [2, 3, 2], got [3, 2] (argument 'coef')"),
+    (lambda: wlib.atoms_linear(torch.zeros(M, K), torch.zeros(S, O, K).half(), torch.zeros(S)),
+     TypeError, "wlib::atoms_linear: expected atoms of dtype torch.float32, got torch.float16 "
+     "(argument 'atoms')"),
+    (lambda: wlib.atoms_linear(
+        torch.zeros(M, K), torch.zeros(S, O, K, dtype=FP8, requires_grad=True), torch.zeros(S)),
+     ValueError, "wlib.atoms_linear: expected float8_e4m3fn atoms without requires_grad, got some "
+     "with it (argument 'atoms')"),
+    *((lambda atoms=atoms: wlib.atoms_linear(torch.zeros(M, 32), atoms, torch.zeros(S)), TypeError,
+       f"wlib.atoms_linear: expected a tensor or at least one Int4Weight, got {got} "
+       "(argument 'atoms')")
+      for atoms, got in (([], "none"), ([torch.zeros(O, 32), INT4], "Tensor, Int4Weight"))),
+    (lambda: wlib.atoms_linear(torch.zeros(M, 32),
+                               [INT4, wlib.Int4Weight.quantize(torch.ones(O, 64), 32)],
+                               torch.zeros(S)), ValueError,
+     "wlib.atoms_linear: expected INT4 weights of [4, 32], got [4, 64] (argument 'atoms')"),
     (lambda: wlib.atoms_from_layers([], 1), ValueError,
      "wlib.atoms_from_layers: expected at least one weight, got none (argument 'weights')"),
     (lambda: wlib.atoms_from_layers([torch.zeros(2), torch.zeros(3)], 1), ValueError,

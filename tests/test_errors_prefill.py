@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import wlib
+import wlib.nn
 
 FP8 = torch.float8_e4m3fn
 FLOATS = "torch.float32, torch.bfloat16 or torch.float16"
@@ -67,6 +68,25 @@ def contiguous(**changed: Any) -> None:
 def merge(**changed: Any) -> None:
     o, lse = torch.zeros(3, 2, 64), torch.zeros(2, 3)
     wlib.merge_attention_states(**{"o1": o, "lse1": lse, "o2": o, "lse2": lse} | changed)
+
+
+def attention_module(**changed: Any) -> None:
+    names = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 64, "num_blocks": 3}
+    wlib.nn.Int4PrefillAttention(**names | changed)
+
+
+def forward(**changed: Any) -> None:
+    """A module's call with five tokens of two sequences."""
+    arguments: dict[str, Any] = {
+        "q": torch.zeros(5, 4, 64),
+        "k": torch.zeros(5, 2, 64),
+        "v": torch.zeros(5, 2, 64),
+        "cu_seqlens_q": ints(0, 2, 5),
+        "max_seqlen_q": 3,
+        "seqlens_cached": ints(70, 10),
+        "page_table": torch.tensor([[0, 1], [2, 0]], dtype=torch.int32),
+    }
+    wlib.nn.Int4PrefillAttention(4, 2, 64, 3)(**arguments | changed)
 
 
 allocate = wlib.Int4KVCache.allocate
@@ -168,6 +188,48 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
      "head_dim of 64, 128 or 256, got 80 (argument 'head_dim')"),
     (allocate, {"num_blocks": 1, "num_kv_heads": 1, "head_dim": 64, "block_size": 16}, ValueError,
      "block_size of 64, got 16 (argument 'block_size')"),
+    (attention_module, {"num_heads": 3}, ValueError,
+     "num_heads that num_kv_heads divides, both at least 1, got (3, 2) (argument 'num_heads')"),
+    (attention_module, {"num_heads": 34}, ValueError,
+     "at most 16 query heads per KV head, got 17 (argument 'num_heads')"),
+    (attention_module, {"softcap": -1.0}, ValueError,
+     "softcap of 0 (none) or more, got -1.0 (argument 'softcap')"),
+    (attention_module, {"new_keys": "int8"}, ValueError,
+     "'int4' or 'fp8', got 'int8' (argument 'new_keys')"),
+    (attention_module, {"sinks": torch.zeros(4).half()}, TypeError,
+     "sinks of dtype torch.float32, got torch.float16 (argument 'sinks')"),
+    (attention_module, {"k_mean": torch.zeros(4, 64)}, ValueError,
+     "k_mean of shape [2, 64], got [4, 64] (argument 'k_mean')"),
+    (forward, {"q": torch.zeros(5, 256)}, ValueError,
+     "q of shape [T, 4, 64], got [5, 256] (argument 'q')"),
+    (forward, {"q": torch.zeros(5, 4, 64).double()}, TypeError,
+     "q of dtype torch.float32 or torch.float16 or torch.bfloat16, got torch.float64 "
+     "(argument 'q')"),
+    (forward, {"k": torch.zeros(5, 2, 64).half()}, TypeError,
+     "k of dtype torch.float32, got torch.float16 (argument 'k')"),
+    (forward, {"v": torch.zeros(4, 2, 64)}, ValueError,
+     "v of shape [5, 2, 64], got [4, 2, 64] (argument 'v')"),
+    (forward, {"v": torch.zeros(5, 2, 64, device="meta")}, ValueError,
+     "v on cpu, got meta (argument 'v')"),
+    (forward, {"cu_seqlens_q": torch.tensor([0, 2, 5])}, TypeError,
+     "cu_seqlens_q of dtype torch.int32, got torch.int64 (argument 'cu_seqlens_q')"),
+    (forward, {"cu_seqlens_q": ints()}, ValueError,
+     "cu_seqlens_q of shape [batch + 1], got [0] (argument 'cu_seqlens_q')"),
+    (forward, {"cu_seqlens_q": ints(0, 2, 4)}, ValueError,
+     "cu_seqlens_q from 0 to 5, not decreasing, got [0, 2, 4] (argument 'cu_seqlens_q')"),
+    (forward, {"max_seqlen_q": 2}, ValueError,
+     "max_seqlen_q of at least 3, got 2 (argument 'max_seqlen_q')"),
+    (forward, {"seqlens_cached": ints(70)}, ValueError,
+     "seqlens_cached of shape [2], got [1] (argument 'seqlens_cached')"),
+    (forward, {"seqlens_cached": ints(126, 126)}, ValueError,
+     "tokens from 0 to 128, the page table's columns times 64, got [126] cached and [3] new ones "
+     "(argument 'seqlens_cached')"),
+    (forward, {"page_table": ints(0, 1)}, ValueError,
+     "page_table of shape [2, max_blocks], got [2] (argument 'page_table')"),
+    (forward, {"page_table": torch.tensor([[0, 1], [3, 9]], dtype=torch.int32)}, ValueError,
+     "blocks from 0 to 2, got 3 (argument 'page_table')"),
+    (forward, {"num_splits": -1}, ValueError,
+     "num_splits of 0 (automatic) or more, got -1 (argument 'num_splits')"),
     (merge, {"o1": torch.zeros(3, 128)}, ValueError,
      "o1 of shape [T, H, D], got [3, 128] (argument 'o1')"),
     (merge, {"lse2": torch.zeros(3, 2)}, ValueError,

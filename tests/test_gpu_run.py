@@ -12,6 +12,7 @@ import pytest
 
 import gpu_run
 from gpu_run import Step, run_step, run_steps
+from wlib.bench.ops import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -120,9 +121,11 @@ def test_dry_run(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     for step in gpu_run.planned_steps(tmp_path, cpu=True):
         assert f"| {step.name} | passed |" in text
-    assert "# int4fp8 on CPU" in text
+    assert "# Benchmark on CPU" in text
     log = (tmp_path / "run.log").read_text()
     assert "needs an sm_90 GPU" in log
-    assert log.count(": right") == 19  # 11 of int4fp8, 3 sparse, 4 of attention, the atoms
-    rows = [json.loads(line) for line in (tmp_path / "int4fp8.jsonl").read_text().splitlines()]
+    # 11 of int4fp8, 3 sparse, 3 linear, 4 of attention, the atoms
+    assert log.count(": right") == 22
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} >= {"wlib", "torch_bf16", "copy"}
+    assert {row["op"] for row in rows} == set(OPS)

@@ -29,6 +29,13 @@ class Sequences(NamedTuple):
     values: list[Tensor]
 
 
+class Bounds(NamedTuple):
+    """How far float32 results may be from exact ones: out [Tq, H, D], lse [H, Tq]."""
+
+    out: Tensor
+    lse: Tensor
+
+
 def make(
     queries: list[int],
     cached: list[int],
@@ -92,12 +99,22 @@ def make(
     return Sequences(q8, q_scale, kv, arguments, keys, values)
 
 
-def check(s: Sequences, **options: Any) -> None:
-    """Every output within what float32 arithmetic in any order can make.
+def float32_bounds(exact: reference.Attention, dim: int, keys: int, extra: Tensor) -> Bounds:
+    """What float32 arithmetic in any order can make.
 
     A score is off by (D + 8) roundings of its products' magnitude and exp by 4 of its own; relative
-    to their sum, probabilities by twice as much. Values add keys + 8 roundings.
+    to their sum, probabilities by twice as much. Values add keys + 8 roundings. With smoothing,
+    whose terms `extra` [queries, heads] holds, cached keys went through (k - mean) * smooth in
+    float32 and back: eight more.
     """
+    roundings = dim + 8 + (8 if extra.any() else 0)
+    off = roundings * EPS * (exact.score + extra) + 8 * EPS
+    out = exact.magnitude * (2 * off[..., None] + (keys + 8) * EPS) + 1e-30
+    return Bounds(out, off.T + (keys + 8) * EPS + EPS * exact.lse.abs())
+
+
+def check(s: Sequences, **options: Any) -> None:
+    """Every output within what float32 arithmetic in any order can make."""
     out, lse = wlib.attention_prefill(s.q8, s.kv, **s.arguments | options)
     dim = s.q8.shape[2]
     q = s.q8.double() * s.q_scale.double()[..., None]
@@ -111,26 +128,22 @@ def check(s: Sequences, **options: Any) -> None:
         exact = reference.attention(
             q[start:end], s.keys[i], s.values[i], softmax_scale=scale, **passed
         )
-        keys = len(s.keys[i])
-        # Cached keys went through (k - mean) * smooth in float32, and dequantise() back.
-        roundings = dim + 8 + (8 if s.kv.k_smooth is not None else 0)
-        off = roundings * EPS * (exact.score + extra_score(s, q[start:end], scale)) + 8 * EPS
-        bound = exact.magnitude * (2 * off[..., None] + (keys + 8) * EPS) + 1e-30
+        extra = extra_score(s.kv, q[start:end], scale)
+        bounds = float32_bounds(exact, dim, len(s.keys[i]), extra)
         error = (out[start:end].double() - exact.out).abs()
-        assert (error <= bound).all(), (error / bound).max()
+        assert (error <= bounds.out).all(), (error / bounds.out).max()
         finite = exact.lse > -math.inf
         lse_part = lse[:, start:end].double()
         assert (lse_part[~finite] == -math.inf).all()
-        lse_bound = off.T + (keys + 8) * EPS + EPS * exact.lse.abs()
-        assert ((lse_part - exact.lse).abs() <= lse_bound)[finite].all()
+        assert ((lse_part - exact.lse).abs() <= bounds.lse)[finite].all()
 
 
-def extra_score(s: Sequences, q: Tensor, scale: float) -> Tensor:
+def extra_score(kv: wlib.Int4KVCache, q: Tensor, scale: float) -> Tensor:
     """What taking off the mean adds to the magnitude of a score, [queries, heads]."""
-    if s.kv.k_mean is None:
+    if kv.k_mean is None:
         return torch.zeros(q.shape[:2], dtype=torch.float64)
-    group = q.shape[1] // s.kv.num_kv_heads
-    mean = s.kv.k_mean.double().abs().repeat_interleave(group, 0)
+    group = q.shape[1] // kv.num_kv_heads
+    mean = kv.k_mean.double().abs().repeat_interleave(group, 0)
     return 2 * scale * (q.abs() * mean).sum(2)
 
 
@@ -330,38 +343,3 @@ def test_smoothing_cuts_the_format_error_of_outlier_channels() -> None:
 
     plain, smoothed = logit_error(), logit_error(k_mean=k.mean(0))
     assert smoothed * 3 <= plain, (plain, smoothed)
-
-
-def test_opcheck() -> None:
-    # torch's check for undeclared writes cannot compare float8 tensors.
-    tests = ("test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
-    s = make([5, 3], [70, 10], new=True, smooth=True)
-    names = ("page_table", "seqused_k", "cu_seqlens_q")
-    tensors = (s.q8, s.q_scale, s.kv.k, s.kv.v, s.kv.k_scale, s.kv.v_scale)
-    options = {k: v for k, v in s.arguments.items() if k not in (*names, "q_scale")}
-    attention = (*tensors, *(s.arguments[name] for name in names))
-    q = torch.randn(3, 2, 64)
-    kv = wlib.Int4KVCache.allocate(1, 2, 64)
-    append = (q, q, torch.arange(3), kv.k, kv.v, kv.k_scale, kv.v_scale)
-    ops = torch.ops.wlib
-    torch.library.opcheck(
-        ops.attention_prefill.default,
-        attention,
-        options | {"softmax_scale": 0.1},
-        test_utils=tests,
-    )
-    torch.library.opcheck(ops.quantize_q_fp8.default, (q,), test_utils=tests)
-    torch.library.opcheck(ops.append_kv_int4.default, append)
-
-
-def test_compiles_as_one_graph() -> None:
-    s = make([5, 3], [70, 10])
-
-    def run(q8: Tensor) -> Tensor:
-        out = wlib.attention_prefill(q8, s.kv, **s.arguments, return_lse=False)
-        assert isinstance(out, Tensor)
-        return out + 1
-
-    expected = run(s.q8)
-    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(s.q8), expected)

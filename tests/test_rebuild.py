@@ -85,6 +85,11 @@ def test_operands_may_be_views() -> None:
     assert torch.equal(torch.ops.wlib.rebuild([], [a, b], [0], [1.0])[0], exact.float())
 
 
+def test_the_reference_takes_views() -> None:
+    a, b = integers(2, 3).T, integers(4, 5).T
+    assert torch.equal(reference.kron(None, a, b, 2.0).value, 2 * torch.kron(a.clone(), b.clone()))
+
+
 def conv(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 

@@ -48,15 +48,20 @@ def test_opcheck(name: str, arguments: tuple[Any, ...], options: dict[str, Any])
 def test_an_op_writes_and_returns_what_its_schema_says(
     name: str, arguments: tuple[Any, ...], options: dict[str, Any]
 ) -> None:
-    values = [*arguments, *(v for k, v in options.items() if k != "out")]
-    leaves = torch.utils._pytree.tree_leaves(values)
+    written, read = [], []
+    for i, argument in enumerate(overload(name)._schema.arguments):
+        value = arguments[i] if i < len(arguments) else options.get(argument.name)
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        (written if writes else read).append(value)
+    leaves = torch.utils._pytree.tree_leaves(read)
     tensors = [value.detach() for value in leaves if isinstance(value, Tensor)]
     before = [(t.flatten().view(torch.uint8).clone(), t._version) for t in tensors]
     result = overload(name)(*arguments, **options)
     for tensor, (bytes_, version) in zip(tensors, before, strict=True):
         assert torch.equal(tensor.flatten().view(torch.uint8), bytes_)
         assert tensor._version == version
-    storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+    given = [t for t in torch.utils._pytree.tree_leaves([read, written]) if isinstance(t, Tensor)]
+    storages = {t.untyped_storage().data_ptr() for t in given if t.numel()}
     for output in result if isinstance(result, tuple | list) else (result,):
         assert output is None or output.untyped_storage().data_ptr() not in storages
 
@@ -124,6 +129,67 @@ def test_export_of_the_functions() -> None:
     exported = torch.export.export(Module(), (torch.randn(3, 128),), dynamic_shapes=shapes)
     x = torch.randn(20, 128)
     assert torch.equal(exported.module()(x), run(x))
+
+
+class AppendAndAttend(torch.nn.Module):
+    """Writes a chunk into a cache of two blocks and attends to it: mutation, then a read of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kv = wlib.Int4KVCache.allocate(2, 2, 64)
+        kv.k_smooth = torch.rand(2, 64) + 0.5
+        self.kv = kv
+        for name in ("k", "v", "k_scale", "v_scale"):
+            self.register_buffer(name, getattr(kv, name))
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, slots: Tensor) -> Tensor:
+        kv = wlib.Int4KVCache(self.k, self.v, self.k_scale, self.v_scale, None, self.kv.k_smooth)
+        kv.append(k, v, slots)
+        q8, scale = wlib.quantize_q_fp8(q, kv.k_smooth)
+        tokens = torch.full((1,), q.shape[0], dtype=torch.int32)
+        out, lse = wlib.attention_prefill(
+            q8,
+            kv,
+            q_scale=scale,
+            cu_seqlens_q=torch.nn.functional.pad(tokens, (1, 0)),
+            max_seqlen_q=q.shape[0],
+            seqused_k=tokens,
+            page_table=torch.tensor([[0, 1]], dtype=torch.int32),
+            out_dtype=torch.float32,
+        )
+        return out + lse.T[..., None]
+
+
+def chunk(tokens: int) -> tuple[Tensor, ...]:
+    k, v = torch.randn(2, tokens, 2, 64)
+    return torch.randn(tokens, 4, 64), k, v, torch.arange(tokens)
+
+
+def test_compile_of_attention_over_a_cache_that_it_writes() -> None:
+    run = AppendAndAttend()
+    compiled = torch.compile(run, fullgraph=True, dynamic=True)
+    compiled(*chunk(3))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for tokens in (5, 100):
+            given = chunk(tokens)
+            run.k.zero_()
+            got = compiled(*given)
+            written = run.k.clone()
+            run.k.zero_()
+            assert torch.equal(run(*given), got)
+            assert torch.equal(run.k, written)
+            assert written.any()
+
+
+def test_export_of_attention_over_a_cache_that_it_writes() -> None:
+    run, tokens = AppendAndAttend(), torch.export.Dim("tokens", max=128)
+    shapes = ({0: tokens},) * 4
+    exported = torch.export.export(run, chunk(3), dynamic_shapes=shapes).run_decompositions()
+    module = exported.module()
+    given = chunk(70)
+    assert torch.equal(module(*given), run(*given))
+    assert torch.equal(module.get_buffer("k"), run.k)
+    assert run.k.any()
 
 
 @pytest.mark.parametrize("m", [3, 64])

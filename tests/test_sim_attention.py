@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import wlib
-from attention_problems import attention
+from attention_problems import attention, call
 from prefill_problems import check_result, dequantized_queries, exact
 from sim_problems import probe
 from test_prefill import FP8, Sequences, make
@@ -63,6 +63,33 @@ def test_new_keys_behind_the_cache(cached: int, dim: int) -> None:
     s = make([70, 3], [cached, 65], new=True, smooth=True, dim=dim)
     check(s, cached)
     check(s, cached + 1, window_size=(20, 0))
+
+
+def test_blocks_outside_the_window_are_not_fetched() -> None:
+    """Pages that do not exist, where no row looks, would be reads out of bounds."""
+    s = make([70], [640], dim=64)
+    table = s.arguments["page_table"].clone()
+    first = (640 - 70 - 100) // 64  # that the first query sees
+    table[0, :first] = 1 << 20
+    check(s, page_table=table, window_size=(100, 0))
+    table[0, first] = 1 << 20
+    _, _, findings = attention(s, page_table=table, window_size=(100, 0))
+    assert [f.check for f in findings] == ["global-bounds"]
+
+
+def test_causal_items_are_taken_longest_first() -> None:
+    """Also where one sequence is shorter than another one, but has more keys."""
+    s = make([300, 40, 0, 130], [0, 500, 100, 64], heads=4, kv_heads=2, dim=64)
+    items = [item for item in call(s).items() if item[2] > 0]
+    first_of = {}
+    for sequence, queries in enumerate([300, 40, 0, 130]):
+        own = [item for item in items if item[0] == sequence]
+        assert sum(rows for _, _, rows, _ in own) == queries * 4
+        steps = [steps for *_, steps in own]
+        assert steps == sorted(steps, reverse=True)
+        first_of[sequence] = max(steps, default=0)
+    # One item per sequence and KV head comes before all others: that with the last queries.
+    assert [steps for *_, steps in items[:6]] == [first_of[i] for i in (0, 0, 1, 1, 3, 3)]
 
 
 def test_smoothing_softcap_and_scale() -> None:
@@ -225,9 +252,29 @@ def test_truncating_accumulators_do_not_add_up() -> None:
     cut, _, findings = attention(s, simulation={"truncate": True})
     assert findings == []
     assert (cut - want).norm() <= 0.005 * want.norm()
+    assert (cut - plain).norm() <= 0.002 * want.norm()
     assert (plain - want).norm() <= 0.005 * want.norm()
     one_level = emulate(s, *cached_values(s, 4096), promote=False, fraction_bits=13)
     assert (one_level - want).norm() >= 2 * (cut - want).norm()
+
+
+def test_two_levels_hold_for_64k_keys() -> None:
+    """What truncating accumulators add to the error, by the emulator."""
+    rng = torch.Generator().manual_seed(0)
+    tokens, dim = 65536, 64
+    q = torch.randn(2, 1, dim, generator=rng)
+    k = torch.randn(tokens, 1, dim, generator=rng)
+    codes = (7 / 3 * (torch.randn(tokens, 1, dim, generator=rng) + 0.5)).round().clamp(-7, 7)
+    scale = 0.5 + torch.rand(tokens, 1, generator=rng)
+
+    def run(**options: Any) -> Tensor:
+        problem = {"cached": tokens, "softmax_scale": dim**-0.5, "causal": False}
+        return reference.tiled_attention(q, k, codes, scale, **problem, **options)
+
+    plain, cut = run(), run(fraction_bits=13)
+    one_level = run(promote=False, fraction_bits=13)
+    assert 0 < (cut - plain).norm() <= 0.002 * plain.norm()
+    assert (one_level - plain).norm() >= 0.01 * plain.norm()
 
 
 def test_splits_fill_the_gpu_and_no_more() -> None:

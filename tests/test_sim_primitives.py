@@ -122,6 +122,17 @@ def test_wgmma_bf16_reads_operands_where_cute_puts_them(register_a):
         np.testing.assert_array_equal(d, from_bf16(a) @ from_bf16(b).T)
 
 
+@pytest.mark.parametrize("register_a", [False, True], ids=["ss", "rs"])
+def test_wgmma_f16_reads_operands_where_cute_puts_them(register_a):
+    rng = np.random.default_rng(1)
+    for seed, timing in enumerate(TIMINGS):
+        a, b = (rng.integers(-8, 9, (64, 64)).astype(np.float16) for _ in "ab")
+        d = np.full((64, 64), np.nan, np.float32)
+        options = probe.Options(seed=seed, timing=timing)
+        assert probe.wgmma(a, b, d, register_a, options).findings == []
+        np.testing.assert_array_equal(d, a.astype(np.float32) @ b.astype(np.float32).T)
+
+
 def test_truncated_accumulation_keeps_thirteen_bits_below_the_largest_addend():
     """256 + 2^-5 keeps its bit 13; 256 + 2^-6 loses it, towards zero for either sign."""
     code = {value: int(np.flatnonzero(value == E4M3)[0]) for value in (16.0, 1.0, 2**-5, 2**-6)}

@@ -27,6 +27,7 @@ from typing import IO
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "build" / "gpu"
 PYTHON = sys.executable
+GPU_SUITES = "large,llama3-8b,mixtral-8x7b"
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,10 @@ def planned_steps(out: Path, cpu: bool) -> list[Step]:
         for tool in ("memcheck", "racecheck", "synccheck", "initcheck")
     }
     uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor an allocation of its own
-    bench = [PYTHON, "-m", "wlib", "bench", "int4fp8", f"--json={out / 'int4fp8.jsonl'}"]
-    bench += [f"--summary={out / 'int4fp8.md'}"]
-    bench += [f"--plot={out / 'int4fp8.png'}"] if find_spec("matplotlib") else []
-    bench += ["--cpu", "--quick", "--shapes=tiny"] if cpu else ["--shapes=large,llama3-8b"]
-    bench += [] if cpu else ["--m=1,16,64,4096"]
+    bench = [PYTHON, "-m", "wlib", "bench", "all", f"--json={out / 'bench.jsonl'}"]
+    bench += [f"--summary={out / 'bench.md'}"]
+    bench += [f"--plot={out / 'bench.png'}"] if find_spec("matplotlib") else []
+    bench += ["--cpu", "--quick", "--shapes=tiny"] if cpu else [f"--shapes={GPU_SUITES}"]
     return [
         Step("environment", 30, {"wlib": [PYTHON, "-m", "wlib", "info"]} | ({} if cpu else gpu)),
         Step("first", 45, {"": [*pytest, first]}),
@@ -216,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps = [step for step in steps if step.name in args.steps.split(",")]
     with (out / "run.log").open("w") as log:
         results = run_steps(steps, log)
-    bench = out / "int4fp8.md"
+    bench = out / "bench.md"
     text = summary(results, name, bench.read_text() if bench.is_file() else "")
     (out / "summary.md").write_text(text)
     print(f"{text}\n{out}")

@@ -125,10 +125,20 @@ def _simulated_atoms() -> Iterator[str]:
     for kernel in ("sparse_matmul", "sparse_sample"):
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
+    yield from (f"linear_kernel<(FloatType){i}>" for i in (1, 2))
+    yield "linear_sum_kernel"
+
+
+def _simulated_fp4() -> Iterator[str]:
+    yield from (
+        f"{k}_kernel<{mx}>" for k in ("scan", "join", "quantize") for mx in ("false", "true")
+    )
+    yield from ("hadamard_kernel", "signs_kernel")
 
 
 SIMULATED = {
     "int4fp8": _simulated_int4fp8,
+    "fp4": _simulated_fp4,
     "prefill": _simulated_prefill,
     "atoms": _simulated_atoms,
 }

@@ -26,7 +26,7 @@ void with_type(FloatType type, F f) {
     case FloatType::kFloat32: return f(static_cast<float*>(nullptr));
     case FloatType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
     case FloatType::kFloat16: return f(static_cast<Half*>(nullptr));
-    case FloatType::kFloat64: return f(static_cast<double*>(nullptr));
+    default: return f(static_cast<double*>(nullptr));
   }
 }
 

@@ -2,6 +2,7 @@
 // and dispatch tables of its ops.
 #include <torch/csrc/stable/library.h>
 
+#include "atoms/linear.h"
 #include "atoms/ops.h"
 #include "atoms/prng.h"
 #include "atoms/rebuild.h"
@@ -29,6 +30,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
       "eps=1e-8, float weight_decay=0.0, int step=1) -> Tensor");
   m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
   m.def(
+      "atoms_linear(Tensor x, Tensor atoms, Tensor coef, Tensor? bias=None, Tensor? base=None) -> "
+      "Tensor");
+  m.def(
       "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
       "out_dtype=None) -> Tensor");
   m.def("prng_project(Tensor values, int count, int seed, str dist, int tensor_id) -> Tensor");
@@ -47,6 +51,7 @@ static void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("atoms_reconstruct_backward", TORCH_BOX(&reconstruct_backward));
   m.impl("atoms_step_", TORCH_BOX(&atoms_step));
   m.impl("atoms_combine", TORCH_BOX(&combine));
+  m.impl("atoms_linear", TORCH_BOX(&linear));
   m.impl("prng_expand", TORCH_BOX(&prng_expand));
   m.impl("prng_project", TORCH_BOX(&prng_project));
   m.impl("tile_sparse_matmul", TORCH_BOX(&sparse_matmul));
@@ -74,6 +79,11 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
       {"atoms_combine",
        "cpu, any lists: blocks of 256 elements of all lists\n" WLIB_CUDA_ROWS(
            "sm_90a, P + S <= 3072: sm90_combine, tiles of 1024 elements of all lists\n")},
+      {"atoms_linear",
+       "cpu, any M: matmul in the type of the sums\n" WLIB_CUDA_ROWS(
+           "sm_90a, M <= 64 or coefficients per token, 16-bit types, K a multiple of 8: "
+           "sm90_linear, 128 rows x 64 tokens; sm90_linear_sum\n"
+           "sm_90a, one set of coefficients: sm90_reconstruct, then torch's matmul\n")},
       {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
                           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},
       {"prng_project",

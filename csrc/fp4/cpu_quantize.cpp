@@ -135,10 +135,7 @@ void quantize_cpu(const QuantizeParams& p) {
 }
 
 void signs_cpu(const SignsParams& p) {
-  const uint32_t step = p.seed_has_step ? uint32_t(p.seed[1]) : 0;
-  const Draw d = draw(uint64_t(p.seed[0]), step, kSignStream | p.offset, 0);
-  for (int i = 0; i < p.size; ++i)
-    p.signs[i] = d.word[i / kSignElements] >> i % kSignElements & 1 ? -1 : 1;
+  for (int i = 0; i < p.size; ++i) p.signs[i] = sign_of(p, i);
 }
 
 void hadamard_cpu(const HadamardParams& p) {

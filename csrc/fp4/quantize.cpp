@@ -1,9 +1,13 @@
 // wlib::fp4_quantize, fp4_requantize_t, fp4_signs and hadamard: check their arguments, allocate
 // what was asked for, pick CPU or CUDA.
+#include <torch/csrc/stable/accelerator.h>
+
 #include "fp4/choices.h"
 #include "fp4/cpu.h"
 #include "fp4/ops.h"
+#include "fp4/quantize_cuda.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 #include "wlib/layout/scales_128x4.h"
 #include "wlib/numerics/hadamard.h"
 
@@ -148,14 +152,45 @@ std::vector<Tensor> allocate(const Options& o, const Tensor& like, QuantizeParam
   return out;
 }
 
-void run(const Checker& check, const QuantizeParams* rows, const QuantizeParams* columns,
-         const Tensor& like) {
+// Calls launch(device, stream) for the current stream of x's device.
+template <class Launch>
+void run_cuda(const Checker& check, [[maybe_unused]] const Tensor& x,
+              [[maybe_unused]] Launch launch) {
+#ifdef WLIB_HAS_CUDA
+  const int32_t device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  if (const char* error = launch(device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+#else
+  check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
+}
+
+// What the passes of the CUDA kernels hand to each other.
+std::vector<Tensor> allocate_scratch(const Tensor& like, QuantizeParams* p) {
+  std::vector<Tensor> scratch;
+  const auto make = [&](int64_t count) {
+    const int64_t shape[] = {count};
+    scratch.push_back(new_empty(like, shape, ScalarType::Int));
+    return static_cast<uint32_t*>(scratch.back().mutable_data_ptr());
+  };
+  if (!p->wants_largest()) return scratch;
+  const int64_t along = quantize_tiles(p->columns());
+  p->tile_largest = make(along * (is_mx(p->rule) ? p->rows() : quantize_tiles(p->rows())));
+  if (is_mx(p->rule)) p->row_largest = make(p->rows());
+  return scratch;
+}
+
+void run(const Checker& check, std::span<QuantizeParams> sides, const Tensor& like) {
   if (like.is_cpu()) {
-    if (rows) quantize_cpu(*rows);
-    if (columns) quantize_cpu(*columns);
+    for (const QuantizeParams& p : sides) quantize_cpu(p);
     return;
   }
-  check.no_kernel("device cuda (rows: cpu)");
+  std::vector<std::vector<Tensor>> scratch;
+  for (QuantizeParams& p : sides) scratch.push_back(allocate_scratch(like, &p));
+  run_cuda(check, like, [&](int32_t device, void* stream) {
+    return quantize_cuda(sides.data(), int(sides.size()), device, stream);
+  });
 }
 
 Source parse_packed(const Checker& check, const Tensor& codes, const Tensor& scales,
@@ -208,7 +243,7 @@ std::vector<Tensor> quantize(const Tensor& x, std::string format, std::string ax
     if (!(sides >> i & 1)) continue;
     for (Tensor& t : allocate(o, x, &side[i])) out.push_back(std::move(t));
   }
-  run(check, sides & 1 ? &side[0] : nullptr, sides & 2 ? &side[1] : nullptr, x);
+  run(check, std::span(side).subspan(sides == 2, sides == 3 ? 2 : 1), x);
   return out;
 }
 
@@ -228,7 +263,7 @@ std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
   parse_options(check, o, codes, &p);
   check_columns(check, p, "codes");
   std::vector<Tensor> out = allocate(o, codes, &p);
-  run(check, nullptr, &p, codes);
+  run(check, {&p, 1}, codes);
   return out;
 }
 
@@ -238,14 +273,16 @@ Tensor signs(const Tensor& seed, int64_t size, int64_t offset) {
   SignsParams p{};
   p.seed_has_step = check_seed(check, seed, offset);
   check.require(is_hadamard_size(size), "size", "size of 16, 32, 64 or 128", size);
-  if (seed.is_cuda()) check.no_kernel("device cuda (rows: cpu)");
   const int64_t shape[] = {size};
   const Tensor out = new_empty(seed, shape, ScalarType::Char);
   p.seed = static_cast<const int64_t*>(seed.const_data_ptr());
   p.offset = uint32_t(offset);
   p.size = int(size);
   p.signs = static_cast<int8_t*>(out.mutable_data_ptr());
-  signs_cpu(p);
+  if (seed.is_cpu())
+    signs_cpu(p);
+  else
+    run_cuda(check, seed, [&](int32_t device, void* s) { return signs_cuda(p, device, s); });
   return out;
 }
 
@@ -266,11 +303,13 @@ Tensor hadamard(const Tensor& x, int64_t size, std::optional<Tensor> signs, bool
   p.size = int(size);
   p.inverse = inverse;
   if (signs) p.signs = static_cast<const int8_t*>(signs->const_data_ptr());
-  if (x.is_cuda()) check.no_kernel("device cuda (rows: cpu)");
   const Tensor y = new_empty(x, sizes_of(x), x.scalar_type());
   p.x = x.const_data_ptr();
   p.y = y.mutable_data_ptr();
-  hadamard_cpu(p);
+  if (x.is_cpu())
+    hadamard_cpu(p);
+  else
+    run_cuda(check, x, [&](int32_t device, void* s) { return hadamard_cuda(p, device, s); });
   return y;
 }
 

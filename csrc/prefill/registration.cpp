@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
       "(Tensor, Tensor)");
   m.def(
       "attention_prefill(Tensor q, Tensor q_scale, Tensor k_cache, Tensor v_cache, Tensor k_scale, "
-      "Tensor v_scale, Tensor page_table, Tensor seqused_k, Tensor cu_seqlens_q, *, int "
+      "Tensor v_scale, Tensor page_table, Tensor seqused_k, Tensor cu_seqlens_q, *, SymInt "
       "max_seqlen_q, Tensor? k_new=None, Tensor? v_new=None, Tensor? k_new_scale=None, Tensor? "
       "v_new_scale=None, Tensor? key_mean=None, Tensor? sinks=None, float softmax_scale, bool "
       "causal=True, int window_left=-1, int window_right=-1, float softcap=0.0, int num_splits=0, "

@@ -108,14 +108,14 @@ struct AttentionItem {
     kv_head = index % p.kv_heads;
     index /= p.kv_heads;
     sequence = index % p.batch;
-    // The last queries see the most keys: longest first.
-    const int tile = p.plan.query_tiles - 1 - index / p.batch;
     group = p.heads / p.kv_heads;
     queries = p.starts[sequence + 1] - p.starts[sequence];
+    // The last queries see the most keys: longest first, in every sequence.
+    const int tile = (queries - 1) / p.plan.positions - index / p.batch;
     first_query = tile * p.plan.positions;
-    const int positions =
-        queries - first_query < p.plan.positions ? queries - first_query : p.plan.positions;
-    rows = positions > 0 ? positions * group : 0;
+    const int left = queries - first_query;
+    const int positions = left < p.plan.positions ? left : p.plan.positions;
+    rows = tile >= 0 && queries > 0 ? positions * group : 0;
     first_token = p.starts[sequence] + first_query;
     cached = p.cached[sequence];
     keys = cached + (p.k_new ? queries : 0);

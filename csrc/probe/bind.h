@@ -19,10 +19,12 @@ void bind_primitives(py::module_& m);
 void bind_int4fp8(py::module_& m);
 void bind_fp4(py::module_& m);
 void bind_block_scaled(py::module_& m);
+void bind_fp4_quantize(py::module_& m);
 void bind_rebuild(py::module_& m);
 void bind_kv(py::module_& m);
 void bind_sparse(py::module_& m);
 void bind_attention(py::module_& m);
 void bind_atoms(py::module_& m);
+void bind_linear(py::module_& m);
 
 }  // namespace wlib::probe

@@ -1,6 +1,8 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <tuple>
+#include <vector>
 
 #include "prefill/attention_plan.h"
 #include "probe/bind.h"
@@ -69,12 +71,26 @@ sim::Report attention(const py::dict& arrays, const py::dict& options, py::array
                                      simulation);
 }
 
+// (sequence, first query, rows, steps) of each item, in order.
+std::vector<std::tuple<int, int, int, int>> attention_items(const py::dict& arrays,
+                                                            const py::dict& options, py::array out,
+                                                            Array<float> lse, int splits) {
+  std::vector<std::tuple<int, int, int, int>> items;
+  for (const prefill::ItemSteps& i :
+       prefill::attention_items(attention_params(arrays, options, out, lse), splits)) {
+    items.emplace_back(i.sequence, i.first_query, i.rows, i.steps);
+  }
+  return items;
+}
+
 }  // namespace
 
 void bind_attention(py::module_& m) {
   m.def("attention_instances", &prefill::attention_instances);
   m.def("choose_splits", &prefill::choose_splits, py::arg("tiles"), py::arg("steps"),
         py::arg("sms"));
+  m.def("attention_items", &attention_items, py::arg("arrays"), py::arg("options"), py::arg("out"),
+        py::arg("lse").noconvert(), py::kw_only(), py::arg("splits"));
   m.def("attention", &attention, py::arg("arrays"), py::arg("options"), py::arg("out"),
         py::arg("lse").noconvert(), py::arg("parts"), py::kw_only(), py::arg("splits"),
         py::arg("ctas"), py::arg("simulation"));

@@ -47,7 +47,9 @@ sim::Report run_planted(const std::string& name, bool bug, const sim::Options& o
 
 sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool register_a,
                   const sim::Options& o) {
-  const auto type = a.itemsize() == 1 ? MatrixType::kE4M3 : MatrixType::kBF16;
+  const auto type = a.itemsize() == 1         ? MatrixType::kE4M3
+                    : a.dtype().kind() == 'f' ? MatrixType::kF16
+                                              : MatrixType::kBF16;
   return run_wgmma(type, int(b.shape(0)), register_a, static_cast<const uint8_t*>(a.data()),
                    static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
 }

@@ -62,15 +62,20 @@ constexpr Instance kInstances[] = {
     {128, run<AttentionConfig<128>>},  // which is all that mutants need
 };
 
+AttentionKernelParams plan(const AttentionParams& params, int splits, int ctas) {
+  AttentionKernelParams p{};
+  static_cast<AttentionParams&>(p) = params;
+  p.plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries, p.max_blocks,
+                          p.k_new ? p.max_queries : 0, splits, ctas);
+  return p;
+}
+
 }  // namespace
 
 sim::Report simulate_attention(const AttentionParams& params, const AttentionLaunch& launch,
                                float* parts, const sim::Options& options) {
-  AttentionKernelParams p{};
-  static_cast<AttentionParams&>(p) = params;
+  AttentionKernelParams p = plan(params, launch.splits, launch.ctas);
   const int64_t rows = p.tokens * p.heads;
-  p.plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries, p.max_blocks,
-                          p.k_new ? p.max_queries : 0, launch.splits, launch.ctas);
   if (p.plan.splits > 1) {
     p.part_out = parts;
     p.part_lse = parts + p.plan.splits * rows * p.head_dim;
@@ -78,6 +83,16 @@ sim::Report simulate_attention(const AttentionParams& params, const AttentionLau
   for (const Instance& i : kInstances)
     if (i.head_dim == p.head_dim) return i.run(p, launch.ctas, options);
   throw std::invalid_argument("no such instance of the attention kernel");
+}
+
+std::vector<ItemSteps> attention_items(const AttentionParams& params, int splits) {
+  const AttentionKernelParams p = plan(params, splits, /*ctas=*/1);
+  std::vector<ItemSteps> items;
+  for (int i = 0; i < p.plan.items; ++i) {
+    const AttentionItem item(p, i);
+    items.push_back({item.sequence, item.first_query, item.rows, item.end_tile - item.first_tile});
+  }
+  return items;
 }
 
 std::vector<int> attention_instances() {

@@ -19,4 +19,10 @@ sim::Report simulate_attention(const AttentionParams& params, const AttentionLau
 
 std::vector<int> attention_instances();  // head_dim
 
+// The items in the order in which CTAs take them.
+struct ItemSteps {
+  int sequence, first_query, rows, steps;
+};
+std::vector<ItemSteps> attention_items(const AttentionParams& params, int splits);
+
 }  // namespace wlib::prefill

@@ -53,6 +53,8 @@ using E4M3Case = WgmmaCase<cute::float_e4m3_t, uint8_t, typename sm90::WgmmaE4M3
                            typename sm90::WgmmaE4M3<kN>::Ss, cute::SM90::GMMA::ALayout_64x32>;
 using BF16Case = WgmmaCase<cute::bfloat16_t, uint16_t, sm90::WgmmaBF16<64>::Rs,
                            sm90::WgmmaBF16<64>::Ss, cute::SM90::GMMA::ALayout_64x16>;
+using F16Case = WgmmaCase<cute::half_t, uint16_t, sm90::WgmmaF16<64>::Rs, sm90::WgmmaF16<64>::Ss,
+                          cute::SM90::GMMA::ALayout_64x16>;
 
 // This thread's A fragments of all k steps, placed by CuTe's layout.
 template <class C>
@@ -124,6 +126,7 @@ sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a,
                       float* d, const sim::Options& options) {
   const WgmmaParams p{a, b, d};
   if (type == MatrixType::kBF16 && n == 64) return run_case<BF16Case>(register_a, p, options);
+  if (type == MatrixType::kF16 && n == 64) return run_case<F16Case>(register_a, p, options);
   if (type == MatrixType::kE4M3) {
     switch (n) {
       case 8: return run_case<E4M3Case<8>>(register_a, p, options);

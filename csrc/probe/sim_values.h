@@ -5,7 +5,7 @@
 
 namespace wlib::probe {
 
-enum class MatrixType { kE4M3, kBF16 };
+enum class MatrixType { kE4M3, kBF16, kF16 };
 
 // d[64, n] = a[64, k] * b[n, k]^T for k = 128 bytes; operands placed by CuTe's layouts.
 sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a, const uint8_t* b,

@@ -2,6 +2,7 @@
 
 from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
+from .atoms_linear import atoms_linear
 from .atoms_optim import AtomsAdamW, AtomsLion, atoms_step
 from .experts import PackedInt4Experts, int4fp8_gemm_grouped, pack_experts, sort_by_expert
 from .fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t, fp4_signs, hadamard
@@ -38,6 +39,7 @@ __all__ = [
     "PackedInt4Weight",
     "SparseSupport",
     "atoms_from_layers",
+    "atoms_linear",
     "atoms_reconstruct",
     "atoms_step",
     "attention_prefill",

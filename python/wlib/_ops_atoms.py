@@ -85,3 +85,80 @@ def _atoms_step(
     step: int = 1,
 ) -> Tensor:
     return torch.empty_like(coef)
+
+
+@torch.library.register_fake("wlib::atoms_linear")
+def _linear(
+    x: Tensor, atoms: Tensor, coef: Tensor, bias: Tensor | None = None, base: Tensor | None = None
+) -> Tensor:
+    return x.new_empty(x.shape[0], atoms.shape[1])
+
+
+def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # The dispatcher leaves out trailing arguments that are None.
+    x, atoms, coef, _, base = (*inputs, None, None)[:5]
+    ctx.save_for_backward(x, atoms, coef, base)
+
+
+def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, atoms, coef, base = ctx.saved_tensors
+    wanted = (*ctx.needs_input_grad, False, False)[:5]
+    found = (_shared_gradients if coef.dim() == 1 else _own_gradients)(
+        grad.contiguous(), x, atoms, coef, base, wanted
+    )
+    if wanted[3]:
+        found[3] = grad.sum(0)
+    return tuple(found[: len(ctx.needs_input_grad)])
+
+
+def _shared_gradients(
+    grad: Tensor,
+    x: Tensor,
+    atoms: Tensor,
+    coef: Tensor,
+    base: Tensor | None,
+    wanted: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """Of x through the weight, of everything else through the gradient of the weight."""
+    found: list[Tensor | None] = [None] * 5
+    if wanted[0]:
+        bases = None if base is None else base[None]
+        found[0] = grad @ torch.ops.wlib.atoms_reconstruct(atoms, coef[None], bases)[0]
+    if wanted[1] or wanted[2] or wanted[4]:
+        of_weight = grad.T @ x
+        found[4] = of_weight if wanted[4] else None
+    if wanted[1] or wanted[2]:
+        op = torch.ops.wlib.atoms_reconstruct_backward
+        found[1], of_coef = op(of_weight[None], atoms, coef[None])
+        found[2] = of_coef[0]
+    return found
+
+
+def _own_gradients(
+    grad: Tensor,
+    x: Tensor,
+    atoms: Tensor,
+    coef: Tensor,
+    base: Tensor | None,
+    wanted: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """Coefficients per token: the atoms side by side are one matrix [S * N, K]."""
+    found: list[Tensor | None] = [None] * 5
+    tokens, (count, rows, columns) = len(x), atoms.shape
+    matrix = atoms.reshape(count * rows, columns)
+    if wanted[0] or wanted[1]:  # the gradients of each atom's own product
+        scaled = coef[..., None] * grad[:, None]
+        scaled = scaled.to(x.dtype).view(tokens, count * rows)
+    if wanted[0]:
+        found[0] = scaled @ matrix if base is None else torch.addmm(grad @ base, scaled, matrix)
+    if wanted[1]:
+        found[1] = (scaled.T @ x).view(atoms.shape)
+    if wanted[2]:
+        products = (x @ matrix.T).view(tokens, count, rows)
+        found[2] = (products.to(coef.dtype) * grad[:, None]).sum(2)
+    if wanted[4]:
+        found[4] = grad.T @ x
+    return found
+
+
+torch.library.register_autograd("wlib::atoms_linear", _linear_gradients, setup_context=_save_linear)

@@ -108,6 +108,7 @@ def lora(
     lora_A: Tensor,
     lora_B: Tensor,
     scale: float = 1.0,
+    mid: Tensor | None = None,
     *,
     out: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
@@ -115,17 +116,30 @@ def lora(
 ) -> Tensor:
     """w0 + scale * lora_B @ lora_A: PEFT's `get_delta_weight` of LoRA layers, LyCORIS's LoCon.
 
+    With a core, LoCon's Tucker form ``einsum("ij...,pi,jr->pr...", mid, lora_B, lora_A)``.
+
     Args:
         w0: [out, in, ...] or None.
-        lora_A: [r, in, ...], for convolutions with the kernel's dimensions.
+        lora_A: [r, in, ...], for convolutions with the kernel's dimensions; with a core [r, in] or
+            [r, in, 1, ...].
         lora_B: [out, r] or [out, r, 1, ...].
+        mid: None or [r, r, kh, kw].
     """
-    return _rebuild_one(_plan_lora(w0, lora_A, lora_B, scale), out, out_dtype, seed)
+    return _rebuild_one(_plan_lora(w0, lora_A, lora_B, scale, mid), out, out_dtype, seed)
 
 
-def _plan_lora(w0: Tensor | None, lora_A: Tensor, lora_B: Tensor, scale: float = 1.0) -> Layer:
-    shape = (lora_B.shape[0], *lora_A.shape[1:])
-    return product(lora_B.flatten(1), lora_A.flatten(1), w0, scale, shape)
+def _plan_lora(
+    w0: Tensor | None,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    scale: float = 1.0,
+    mid: Tensor | None = None,
+) -> Layer:
+    if mid is None:
+        shape = (lora_B.shape[0], *lora_A.shape[1:])
+        return product(lora_B.flatten(1), lora_A.flatten(1), w0, scale, shape)
+    shape = (lora_B.shape[0], lora_A.shape[1], *mid.shape[2:])
+    return product(*_contract_core(mid, lora_B.flatten(1).T, lora_A.flatten(1)), w0, scale, shape)
 
 
 def loha(

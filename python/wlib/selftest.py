@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .atoms import atoms_reconstruct
+from .atoms_linear import atoms_linear
 from .atoms_optim import atoms_step
 from .experts import int4fp8_gemm_grouped, pack_experts
 from .info import info
@@ -53,6 +54,7 @@ def _check_device(device: str, seconds: float, seed: int) -> int:
         "fp8_quantize": _check_quantize,
         "rebuild": _check_rebuild,
         "atoms_reconstruct": _check_atoms,
+        "atoms_linear": _check_linear,
         "tile_sparse_matmul": _check_sparse,
         "atoms_step_": _check_atoms_step,
         "attention_prefill": _check_attention,
@@ -204,6 +206,23 @@ def _check_atoms(generator: torch.Generator, device: str) -> str:
         if fault:
             return fault
     return ""
+
+
+def _check_linear(generator: torch.Generator, device: str) -> str:
+    """Small integers, few coefficients that are not zero: every sum is exact."""
+    m, n, s = (_draw(sizes, generator) for sizes in (_SIZES_M, _SIZES_N, (1, 3, 8, 130)))
+    k, own = _draw((8, 64, 200), generator), bool(torch.randint(2, (), generator=generator))
+    dtype = (torch.bfloat16, torch.float16)[int(torch.randint(2, (), generator=generator))]
+
+    def draw(*size: int, dtype: torch.dtype = dtype) -> Tensor:
+        return torch.randint(-1, 2, size, generator=generator).to(dtype)
+
+    coef = draw(*((m, s) if own else (s,)), dtype=torch.float32)
+    coef *= torch.rand(coef.shape, generator=generator) < 3 / s
+    operands = draw(m, k), draw(s, n, k), coef, draw(n), draw(n, k)
+    y = atoms_linear(*(t.to(device) for t in operands)).cpu()
+    where = f"m={m}, s={s}, n={n}, k={k}, coef {list(coef.shape)}, {dtype}"
+    return _difference(y, reference_atoms.linear(*operands).value.to(dtype), where)
 
 
 def _check_sparse(generator: torch.Generator, device: str) -> str:

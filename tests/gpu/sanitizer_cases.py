@@ -21,6 +21,7 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 128, False) for shape in TILES.values()),
     *((*shape, 64, True) for shape in TILES.values()),
 )
+LINEAR_CASES = ((1, 1, 1, 8), (70, 5, 200, 200), (3, 130, 9, 72))  # m, s, n, k
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
@@ -69,6 +70,16 @@ def atoms_are_right(device: str) -> bool:
         return [t.cpu() for t in flat]
 
     return all(map(torch.equal, run(device), run("cpu")))
+
+
+def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
+    """Over shared atoms with coefficients per token, tails of tokens, rows and columns."""
+    draw = torch.Generator().manual_seed(m)
+    sizes = ((m, k), (s, n, k), (m, s), (n,), (n, k))
+    operands = [torch.randint(-1, 2, size, generator=draw).bfloat16() for size in sizes]
+    operands[2] = operands[2].float() * (torch.rand(m, s, generator=draw) < 4 / s)
+    y = wlib.atoms_linear(*(t.to(device) for t in operands)).cpu()
+    return torch.equal(y, wlib.atoms_linear(*operands))
 
 
 def attention_is_right(dim: int, splits: int, device: str) -> bool:
@@ -129,6 +140,10 @@ def main(device: str) -> int:
         right = sparse_is_right(m, n, k, device)
         wrong += not right
         print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
+    for m, s, n, k in LINEAR_CASES:
+        right = linear_is_right(m, s, n, k, device)
+        wrong += not right
+        print(f"linear M={m} S={s} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
     for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
         right = attention_is_right(dim, splits, device)
         wrong += not right

@@ -19,6 +19,8 @@ SCHEMAS = {
     "Tensor(b!) exp_avg, Tensor(c!)? exp_avg_sq, *, str rule, float scale=1., float lr, "
     "float beta1, float beta2, float eps=1e-08, float weight_decay=0., int step=1) -> Tensor",
     "atoms_combine.default": "wlib::atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]",
+    "atoms_linear.default": "wlib::atoms_linear(Tensor x, Tensor atoms, Tensor coef, "
+    "Tensor? bias=None, Tensor? base=None) -> Tensor",
     "rebuild.default": "wlib::rebuild(Tensor[] w0, Tensor[] operands, int[] forms, "
     "float[] scales, *, ScalarType? out_dtype=None, int? seed=None) -> Tensor[]",
     "rebuild.out": "wlib::rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, "
@@ -36,7 +38,13 @@ SCHEMAS = {
 
 
 def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    return reconstruct_samples() + rebuild_samples() + prng_samples() + sparse_samples()
+    return (
+        reconstruct_samples()
+        + linear_samples()
+        + rebuild_samples()
+        + prng_samples()
+        + sparse_samples()
+    )
 
 
 def reconstruct_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
@@ -45,6 +53,21 @@ def reconstruct_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     return [
         ("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5}),
         ("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {}),
+    ]
+
+
+def linear_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Both kinds of coefficients, with and without gradients, no rows."""
+    shapes = ((3, 6), (2, 4, 6), (2,), (4,), (4, 6))
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    own = torch.randn(3, 2, requires_grad=True)
+    x, atoms = torch.randn(3, 6).bfloat16(), torch.randn(2, 4, 6).bfloat16()
+    return [
+        ("atoms_linear.default", tuple(leaves), {}),
+        ("atoms_linear.default", (*leaves[:2], own, *leaves[3:]), {}),
+        ("atoms_linear.default", (*leaves[:2], own), {}),
+        ("atoms_linear.default", (x, atoms, leaves[2].detach()), {}),
+        ("atoms_linear.default", (x[:0], atoms, own.detach()[:0]), {}),
     ]
 
 

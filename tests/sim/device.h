@@ -60,7 +60,7 @@ void bulk_store(void* global, const void* smem, uint32_t bytes);
 void bulk_commit();
 void bulk_wait_read(int pending);
 
-enum class Element : uint8_t { kE4M3, kBF16 };
+enum class Element : uint8_t { kE4M3, kBF16, kF16 };
 struct WgmmaShape {  // m64 n{n} k{32 bytes}, derived from CuTe's MMA_Traits
   int n, k, d_regs;
   bool a_in_registers;

@@ -1,24 +1,23 @@
-"""Runs pickled cases on the build in $WLIB_PROBE_DIR and prints, as JSON, which checks fired.
-
-WLIB_PROBE_DIR=<build of a mutant> python tests/sim/run_mutant.py cases.pickle
-"""
+"""Runs pickled cases on one build of the kernels and tells which checks fired."""
 
 from __future__ import annotations
 
 import collections
-import json
+import os
 import pickle
-import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+def run_cases(pickled: Path, probe: Path, answer: Connection) -> None:
+    """Send how many of the cases each check fired in, and where it did first.
 
-def run_cases(path: Path) -> dict[str, object]:
-    """How many of the pickled cases each check fired in, and where it did first."""
+    `probe` is the folder of the build; this process must not have loaded another one.
+    """
+    os.environ["WLIB_PROBE_DIR"] = str(probe)
     fired: collections.Counter[str] = collections.Counter()
     first: dict[str, str] = {}
-    cases = pickle.loads(path.read_bytes())
+    cases = pickle.loads(pickled.read_bytes())
     for case in cases:
         findings, correct = case.run()
         checks = {}
@@ -29,8 +28,4 @@ def run_cases(path: Path) -> dict[str, object]:
             checks["numerics"] = "differs from the reference"
         fired.update(checks.keys())
         first = {**checks, **first}
-    return {"cases": len(cases), "fired": fired, "first": first}
-
-
-if __name__ == "__main__":
-    json.dump(run_cases(Path(sys.argv[1])), sys.stdout)
+    answer.send({"cases": len(cases), "fired": dict(fired), "first": first})

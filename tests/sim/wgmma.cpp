@@ -1,4 +1,6 @@
 // wgmma: asynchronous, in order per warpgroup, evaluated at some moment between issue and wait.
+#include <cuda_fp16.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -17,7 +19,9 @@ float decode(dev::Element type, const uint8_t* p) {
     return t;
   }();
   if (type == dev::Element::kE4M3) return table[*p];
-  return __builtin_bit_cast(float, uint32_t(p[0] | p[1] << 8) << 16);
+  const auto bits = uint16_t(p[0] | p[1] << 8);
+  if (type == dev::Element::kF16) return __half2float(__builtin_bit_cast(__half, bits));
+  return __builtin_bit_cast(float, uint32_t(bits) << 16);
 }
 
 int element_bytes(dev::Element e) { return e == dev::Element::kE4M3 ? 1 : 2; }

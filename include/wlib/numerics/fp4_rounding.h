@@ -41,7 +41,10 @@ WLIB_HOST_DEVICE constexpr uint32_t code_bits(const Draw& d, int element_in_bloc
 
 // Scales: a draw is for four neighbouring blocks in row-major order, 20 bits each.
 WLIB_HOST_DEVICE constexpr uint32_t scale_bits(const RoundingKey& key, uint64_t block) {
-  return rounding_draw(key, block / 4).word[block % 4] >> 12;
+  const Draw d = rounding_draw(key, block / 4);  // selected: an index would put it into memory
+  const uint32_t first = block & 1 ? d.word[1] : d.word[0],
+                 last = block & 1 ? d.word[3] : d.word[2];
+  return (block & 2 ? last : first) >> 12;
 }
 
 // Rounds a value >= 0 up with the probability of the distance to the value below; `random` holds 20

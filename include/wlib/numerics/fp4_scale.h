@@ -25,7 +25,7 @@ enum class ScaleRule : int {
   kAmax,
   kFourOverSix,  // or a / 4 / global, if its codes come closer
 };
-constexpr bool is_mx(ScaleRule rule) { return rule < ScaleRule::kAmax; }
+WLIB_HOST_DEVICE constexpr bool is_mx(ScaleRule rule) { return rule < ScaleRule::kAmax; }
 
 // The E2M1 grid fits N(0, sigma) best with this scale (in units of sigma); squared.
 constexpr float kQuestFactorSquared = (2.92247856f / 6) * (2.92247856f / 6);
@@ -35,14 +35,16 @@ WLIB_HOST_DEVICE constexpr float largest_nv_scale(ScaleRule rule) {
 }
 
 // In the order of halves: x[i] + x[i + N/2], and so on. Destroys x.
+template <int kHalf, int N>
+WLIB_HOST_DEVICE float sum_halves_from(float (&x)[N]) {
+  WLIB_UNROLL
+  for (int i = 0; i < kHalf; ++i) x[i] += x[i + kHalf];
+  if constexpr (kHalf > 1) sum_halves_from<kHalf / 2>(x);
+  return x[0];
+}
 template <int N>
 WLIB_HOST_DEVICE float sum_halves(float (&x)[N]) {
-  WLIB_UNROLL
-  for (int half = N / 2; half > 0; half /= 2) {
-    WLIB_UNROLL
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  }
-  return x[0];
+  return sum_halves_from<N / 2>(x);
 }
 
 // Bits of the largest magnitude. Magnitudes compare like their bits, Inf and NaN above all others.

@@ -55,10 +55,19 @@ struct QuantizeParams {
   const int64_t* seed;  // [1] or, with the step, [2]; null for kNearest
   bool seed_has_step;
   uint32_t offset;
+  // CUDA, if wants_largest(): what each tile has found. mxfp4: [tiles along a row, rows] largest
+  // scales; nvfp4: [tiles] bits of the largest magnitude.
+  uint32_t* tile_largest;
+  uint32_t* row_largest;  // CUDA, mxfp4: [rows] the largest scale of each
 
-  int64_t rows() const { return transpose ? source.columns : source.rows; }
-  int64_t columns() const { return transpose ? source.rows : source.columns; }
-  int block() const { return is_mx(rule) ? kMxBlock : kNvBlock; }
+  WLIB_HOST_DEVICE int64_t rows() const { return transpose ? source.columns : source.rows; }
+  WLIB_HOST_DEVICE int64_t columns() const { return transpose ? source.rows : source.columns; }
+  WLIB_HOST_DEVICE int block() const { return is_mx(rule) ? kMxBlock : kNvBlock; }
+  // Whether the scales depend on more than their block: on the row's largest scale, or on the
+  // tensor's largest magnitude.
+  WLIB_HOST_DEVICE bool wants_largest() const {
+    return is_mx(rule) ? window > 0 : !global_scale_is_given;
+  }
   // Only where the seed can be read: on its device.
   WLIB_HOST_DEVICE RoundingKey key() const {
     if (!seed) return {};
@@ -66,6 +75,12 @@ struct QuantizeParams {
             rounding_stream(offset, transpose)};
   }
 };
+
+// Tiles of the CUDA quantiser, in each direction.
+constexpr int kQuantizeTile = 128;
+WLIB_HOST_DEVICE constexpr int64_t quantize_tiles(int64_t values) {
+  return (values + kQuantizeTile - 1) / kQuantizeTile;
+}
 
 // signs[i] = -1 or 1, bit i of the draw for (seed, step) and this offset.
 struct SignsParams {
@@ -75,6 +90,12 @@ struct SignsParams {
   int size;
   int8_t* signs;  // [size]
 };
+// Only where the seed can be read.
+WLIB_HOST_DEVICE int8_t sign_of(const SignsParams& p, int i) {
+  const uint32_t step = p.seed_has_step ? uint32_t(p.seed[1]) : 0;
+  const Draw d = draw(uint64_t(p.seed[0]), step, kSignStream | p.offset, 0);
+  return d.word[i / kSignElements] >> i % kSignElements & 1 ? -1 : 1;
+}
 
 // y[r, :] = x[r, :] rotated in blocks of `size`: signs before the rotation, or after its inverse.
 struct HadamardParams {

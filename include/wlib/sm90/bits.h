@@ -16,6 +16,24 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
+// Byte i is the one of `low` (0 to 3) or `high` (4 to 7) that the lower three bits of nibble i of
+// `selector` name; with the nibble's highest bit set, that byte's sign bit, eight times.
+WLIB_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+  return out;
+#else
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> 4 * i & 15;
+    const uint32_t byte = ((nibble & 4 ? high : low) >> (nibble & 3) * 8) & 0xff;
+    out |= (nibble < 8 ? byte : byte >> 7 ? 0xffu : 0u) << 8 * i;
+  }
+  return out;
+#endif
+}
+
 // Index of the lowest bit that is set; there is one.
 WLIB_DEVICE int lowest_bit(uint32_t bits) {
 #if WLIB_ON_DEVICE

@@ -39,6 +39,13 @@ struct WgmmaBF16<64> {
   using Rs = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kKMajor, kKMajor>;
   using Ss = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kKMajor, kKMajor>;
 };
+template <int kN>
+struct WgmmaF16;
+template <>
+struct WgmmaF16<64> {
+  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_RS<kKMajor, kKMajor>;
+  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<kKMajor, kKMajor>;
+};
 
 template <class Op>
 constexpr int kAccumulators = int(std::extent_v<typename Op::CRegisters>);
@@ -129,12 +136,15 @@ struct Shape {
   static constexpr int kN = cute::size<1>(typename Traits::Shape_MNK{});
   static constexpr int kK = cute::size<2>(typename Traits::Shape_MNK{});
   static constexpr bool kRegisterA = std::is_same_v<typename Op::ARegisters, uint32_t[4]>;
-  static constexpr bool kFp8 = std::is_same_v<typename Traits::ValTypeA, cute::float_e4m3_t>;
+  template <class T>
+  static constexpr bool kOf = std::is_same_v<typename Traits::ValTypeA, T>;
+  static constexpr Element kElement = kOf<cute::float_e4m3_t> ? Element::kE4M3
+                                      : kOf<cute::half_t>     ? Element::kF16
+                                                              : Element::kBF16;
   static inline const auto a = coordinates<typename Traits::ALayout, kRegisterA ? kK / 2 : 1>();
   static inline const auto d = coordinates<typename Traits::CLayout, kAccumulators<Op>>();
   static inline const sim::dev::WgmmaShape value = {
-      kN,       kK,      kAccumulators<Op>, kRegisterA, kFp8 ? Element::kE4M3 : Element::kBF16,
-      a.data(), d.data()};
+      kN, kK, kAccumulators<Op>, kRegisterA, kElement, a.data(), d.data()};
 };
 
 }  // namespace detail

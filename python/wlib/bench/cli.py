@@ -1,4 +1,4 @@
-"""The command line: `python -m wlib bench int4fp8`."""
+"""The command line: `python -m wlib bench int4fp8`, or `all`."""
 
 import argparse
 import sys
@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from . import compare, int4fp8
+from . import compare
 from .environment import environment
+from .ops import OPS
 from .rows import OURS, Row, append_rows, read_rows
 from .runner import Plan, Point, measure_plan
-from .suites import load_suite, suite_names
+from .suites import Problem, load_suite, suite_names
 from .summary import summary
 from .table import show, show_changes
 
-ARMS = {"int4fp8": int4fp8.ARMS}
 BUDGET_S, QUICK_BUDGET_S = 0.5, 0.05  # of measuring per point
 
 EXIT_SLOWER, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
@@ -24,7 +24,7 @@ EXIT_SLOWER, EXIT_USAGE, EXIT_FAILED = 1, 2, 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `python -m wlib bench` to `parser`."""
-    parser.add_argument("op", choices=sorted(ARMS), help="the op to measure")
+    parser.add_argument("op", choices=[*sorted(OPS), "all"], help="the op to measure")
     parser.add_argument(
         "--shapes",
         type=_comma_separated,
@@ -32,12 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SUITE,...",
         help=f"suites ({', '.join(suite_names())}) or .toml files; default llama3-8b",
     )
-    parser.add_argument("--m", type=_sizes, metavar="M,...", help="sizes of M; default the suite's")
+    parser.add_argument(
+        "--m", type=_sizes, metavar="M,...", help="values of the axis m; default the suite's"
+    )
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU")
     parser.add_argument("--quick", action="store_true", help="a tenth of the measuring time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON lines")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the run as Markdown")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the run (.png, .svg)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw each op (.png, .svg)")
     parser.add_argument(
         "--compare",
         type=Path,
@@ -87,27 +89,40 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     device = torch.device("cpu" if args.cpu else "cuda")
     budget_s = QUICK_BUDGET_S if args.quick else BUDGET_S
     here = environment(device)
-    return [
-        Plan(args.op, ARMS[args.op], suite, args.m or suite.m, device, budget_s, here)
-        for suite in map(load_suite, args.shapes)
-    ]
+    suites = [load_suite(name) for name in args.shapes]
+    plans = []
+    for op in OPS.values() if args.op == "all" else [OPS[args.op]]:
+        problems: list[Problem] = []
+        for suite in suites:
+            if args.op == "all":  # what the suite has, at these M where it has several
+                if op.name in suite.tables:
+                    problems += suite.problems(op, args.m if suite.has_axis(op.name, "m") else None)
+            else:
+                problems += suite.problems(op, args.m)
+        if problems:
+            plans.append(Plan(op, tuple(problems), device, budget_s, here))
+    if not plans:
+        raise ValueError(f"the suites {args.shapes} have no shapes")
+    return plans
 
 
 def _measure(plans: Sequence[Plan]) -> Iterator[Point]:
     points = (point for plan in plans for point in measure_plan(plan))
-    total = sum(len(plan.suite.shapes) * len(plan.m) for plan in plans)
-    for arm in plans[0].arms:
-        if reason := arm.unavailable(plans[0].device):
-            print(f"{arm.name} is left out: {reason}")
+    total = sum(len(plan.problems) for plan in plans)
+    for plan in plans:
+        for arm in plan.op.arms:
+            if reason := arm.unavailable(plan.device):
+                print(f"{plan.op.name}: {arm.name} is left out: {reason}")
     here = plans[0].environment
-    title = f"{plans[0].op} on {here.device}, torch {here.torch}, commit {here.commit}"
+    ops = ", ".join(plan.op.name for plan in plans)
+    title = f"{ops} on {here.device}, torch {here.torch}, commit {here.commit}"
     return show(points, total, title)
 
 
 def _compare(old: Sequence[Row], new: Sequence[Row]) -> int:
     found = compare.changes(old, new)
     if not found:
-        print("wlib bench: the runs share no arm, shape, M and device", file=sys.stderr)
+        print("wlib bench: the runs share no arm, shape, sizes and device", file=sys.stderr)
         return EXIT_USAGE
     show_changes(found)
     return EXIT_SLOWER if any(change.verdict == "slower" for change in found) else 0

@@ -22,10 +22,10 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """`slower` or `faster` if the intervals p10..p90 are disjoint and the medians far apart."""
-        if self.new.p10_us > self.old.p90_us and self.ratio > TOLERANCE:
+        """`slower` or `faster` if the medians' 95 % intervals are disjoint and far apart."""
+        if self.new.low_us > self.old.high_us and self.ratio > TOLERANCE:
             return "slower"
-        if self.new.p90_us < self.old.p10_us and self.ratio < 1 / TOLERANCE:
+        if self.new.high_us < self.old.low_us and self.ratio < 1 / TOLERANCE:
             return "faster"
         return "same"
 

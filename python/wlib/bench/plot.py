@@ -1,7 +1,7 @@
-"""Draws a run: how near the roofline it comes over M, and how much faster than each baseline."""
+"""Draws a run: how near an op comes to the roofline, and how much faster it is than others."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -11,52 +11,81 @@ matplotlib.use("agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .rows import OURS, Row
+from .rows import COPY, OURS, Row
+
+Place = Callable[[Row], str]
 
 
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Write the figure of the run `rows` to `path`; its suffix chooses the format."""
-    ours = [row for row in rows if row.arm == OURS]
+def plot(rows: Sequence[Row], path: Path) -> list[Path]:
+    """Draw every op of `rows` and return the files; their suffix chooses the format.
+
+    One op is drawn to `path`, several each to a file of its own with the op behind the stem.
+    """
+    ops = list(dict.fromkeys(row.op for row in rows))
+    files = [path if len(ops) == 1 else path.with_stem(f"{path.stem}-{op}") for op in ops]
+    for op, file in zip(ops, files, strict=True):
+        _figure([row for row in rows if row.op == op and row.arm != COPY]).savefig(file, dpi=150)
+    return files
+
+
+def _figure(rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _plot_roofline(left, ours)
-    _plot_speedup(right, ours)
-    here = ours[0].environment
+    # Along an axis where every shape has one, else shape by shape.
+    along_axis = all(row.at for row in rows)
+    place: Place = (lambda row: row.at) if along_axis else _name
+    _plot_roofline(left, rows, place, along_axis)
+    _plot_speedup(right, [row for row in rows if row.arm == OURS], place)
+    here = rows[0].environment
     figure.suptitle(
-        f"{ours[0].op} on {here.device}, torch {here.torch}, {here.commit}, {here.date}"
+        f"{rows[0].op} on {here.device}, torch {here.torch}, {here.commit}, {here.date}"
     )
-    figure.savefig(path, dpi=150)
+    return figure
 
 
-def _plot_roofline(axes: Axes, ours: Sequence[Row]) -> None:
-    for shape in dict.fromkeys(row.shape for row in ours):
-        curve = [row for row in ours if row.shape == shape]
-        label = f"{shape} [{curve[0].n}, {curve[0].k}]"
-        axes.plot([row.m for row in curve], [row.copy_fraction for row in curve], "o-", label=label)
+def _name(row: Row) -> str:
+    return f"{row.shape.split('.', 1)[1]} {row.at}".strip()
+
+
+def _plot_roofline(axes: Axes, rows: Sequence[Row], place: Place, along_axis: bool) -> None:
+    """The rates of our arm, a line per shape; where there is no axis, of every arm as points."""
+    places = list(dict.fromkeys(map(place, rows)))
+    shown = [row for row in rows if row.arm == OURS] if along_axis else rows
+    key: Place = (lambda row: row.shape) if along_axis else (lambda row: row.arm)
+    for name in dict.fromkeys(map(key, shown)):
+        curve = [row for row in shown if key(row) == name]
+        where = [places.index(place(row)) for row in curve]
+        style = "o-" if along_axis else "o"
+        axes.plot(where, [row.copy_fraction for row in curve], style, label=name)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="M", ylabel="fraction of measured copy bandwidth", ylim=(0, None))
-    sizes = sorted({row.m for row in ours})
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(m) for m in sizes])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    axes.set(ylabel="fraction of measured copy bandwidth", ylim=(0, None))
+    _label(axes, places)
 
 
-def _plot_speedup(axes: Axes, ours: Sequence[Row]) -> None:
-    sizes = sorted({row.m for row in ours})
+def _plot_speedup(axes: Axes, ours: Sequence[Row], place: Place) -> None:
+    """How many times faster than each other arm, the geometric mean over the rows of a place."""
+    places = list(dict.fromkeys(map(place, ours)))
     baselines = list(dict.fromkeys(name for row in ours for name in row.speedup))
     baselines = [name for name in baselines if not name.startswith(OURS)]
     width = 0.8 / max(1, len(baselines))
     for index, baseline in enumerate(baselines):
-        # a baseline that failed at every shape of some M has no bar there
+        # a baseline that failed everywhere at some place has no bar there
+        having = [row for row in ours if baseline in row.speedup]
         means = {
-            m: statistics.geometric_mean(found)
-            for m in sizes
-            if (found := [r.speedup[baseline] for r in ours if r.m == m and baseline in r.speedup])
+            where: statistics.geometric_mean(found)
+            for where in places
+            if (found := [r.speedup[baseline] for r in having if place(r) == where])
         }
-        places = [sizes.index(m) + (index - (len(baselines) - 1) / 2) * width for m in means]
-        axes.bar(places, list(means.values()), width, label=baseline)
-    axes.set(ylabel="speed-up, geometric mean over shapes", xlabel="M")
-    axes.set_xticks(range(len(sizes)), [str(m) for m in sizes])
+        offset = (index - (len(baselines) - 1) / 2) * width
+        bars = [places.index(where) + offset for where in means]
+        axes.bar(bars, list(means.values()), width, label=baseline)
+    axes.set(ylabel="times as fast as", xlim=(-0.6, len(places) - 0.4))
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    axes.legend(fontsize="small")
+    _label(axes, places)
+
+
+def _label(axes: Axes, places: Sequence[str]) -> None:
+    axes.set_xticks(range(len(places)), places, rotation=20 if len(places) > 4 else 0)
+    axes.grid(alpha=0.3, axis="y")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize="small")

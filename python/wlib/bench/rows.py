@@ -13,29 +13,31 @@ OURS = "wlib"  # the arm that is this library; variants of it begin with the sam
 
 @dataclass(frozen=True)
 class Row:
-    """One arm at one point (shape, M).
+    """One arm on one problem.
 
-    Times are microseconds of one call. `bytes` counts the stored weight, the inputs and the output
-    once each; `copy_fraction` is its rate over that of a large copy in the same run, both counting
-    every byte read or written. `speedup` maps each other arm to its median over this median. The
-    errors are those of `Accuracy`, of a sample of the output; clock and power are read right after
-    the laps, None where the device does not tell.
+    `shape` and `sizes` say what was computed, `at` the values of the axes. Times are microseconds
+    of one call: the median with its 95 % interval (`low_us`, `high_us`), 10th and 90th percentile.
+    `bytes` counts what the arm stores, its inputs and its outputs once each; `copy_fraction` is its
+    rate over that of a large copy in the same run, both counting every byte read or written.
+    `speedup` maps each other arm to its median over this median. The errors are those of
+    `Accuracy`, of a sample of the output; clock and power are read right after the laps, None
+    where the device does not tell.
     """
 
     op: str
     shape: str
-    n: int
-    k: int
-    m: int
-    group_size: int
+    at: str
+    sizes: dict[str, int]
     arm: str
     version: str
     dtype: str
     median_us: float
+    low_us: float
+    high_us: float
     p10_us: float
     p90_us: float
     rounds: int
-    weight_copies: int
+    copies: int
     bytes: int
     flops: int
     gb_per_s: float
@@ -51,9 +53,9 @@ class Row:
     environment: Environment
 
     @property
-    def point(self) -> tuple[str, str, int, int, int, int]:
+    def point(self) -> tuple[object, ...]:
         """What was computed: rows with the same point solve the same problem."""
-        return (self.op, self.shape, self.n, self.k, self.group_size, self.m)
+        return (self.op, self.shape, *sorted(self.sizes.items()))
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:

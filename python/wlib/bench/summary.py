@@ -1,79 +1,54 @@
 """A run as Markdown: what was measured where, every point, and how it stands to the targets."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from .op import Target
+from .ops import OPS
 from .rows import OURS, Row
 from .table import COLUMNS, cells
 
-DECODE_M, LARGE_WEIGHT_BYTES = 16, 64_000_000
-
-
-@dataclass(frozen=True)
-class Target:
-    """A bar for the worst point of the decode regime: must reach, and aim."""
-
-    name: str
-    must: float
-    aim: float
-    figure: Callable[[Row], float | None]
-
-
-TARGETS = (
-    Target("of measured copy bandwidth", 0.70, 0.82, lambda row: row.copy_fraction),
-    Target("x torch_bf16", 2.8, 3.2, lambda row: row.speedup.get("torch_bf16")),
-    Target("x the better torch_fp8", 1.5, 1.7, lambda row: _against(row, "torch_fp8")),
-)
-
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return the run `rows` as a Markdown page."""
+    """Return the run `rows` as a Markdown page, op by op."""
     here = rows[0].environment
+    ops = list(dict.fromkeys(row.op for row in rows))
     lines = [
-        f"# {rows[0].op} on {here.device}",
+        f"# Benchmark on {here.device}",
         "",
         f"Commit {here.commit}, build {here.build_id}, torch {here.torch}, CUDA {here.cuda}, "
         f"driver {here.driver}, Python {here.python}, {here.date}.",
-        "Microseconds per call, medians with p10 and p90; `of copy` is the rate over that of a "
-        "large copy in the same run, `gain` how many times faster wlib is.",
+        "Microseconds per call, medians with their 95 % interval; `of copy` is the rate over that "
+        "of a large copy in the same run, `gain` how many times faster wlib is.",
         "",
-        *_targets(rows),
-        *_table(COLUMNS, _cells(rows)),
     ]
-    return "\n".join(lines) + "\n"
+    for op in ops:
+        own = [row for row in rows if row.op == op]
+        lines += [f"## {op}", "", *_targets(own), *_table(COLUMNS, _cells(own)), ""]
+    return "\n".join(lines)
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:
-    """Lines on the decode targets; they are stated for GPUs and for weights no L2 can hold."""
-    decode = [
-        row
-        for row in rows
-        if row.arm == OURS
-        and row.m <= DECODE_M
-        and row.n * row.k // 2 >= LARGE_WEIGHT_BYTES
-        and row.environment.driver
-    ]
-    if not decode:
+    """Lines on the op's targets; they are stated for GPUs."""
+    if not rows[0].environment.driver:
         return []
-    found = []
-    for target in TARGETS:
-        figures = [figure for row in decode if (figure := target.figure(row)) is not None]
-        if not figures:
-            continue
-        worst, best = min(figures), max(figures)
-        verdict = "aim" if worst >= target.aim else "must" if worst >= target.must else "missed"
-        found.append(
-            [target.name, *(f"{x:.2f}" for x in (target.must, target.aim, worst, best)), verdict]
-        )
-    heading = f"Decode, M <= {DECODE_M}, INT4 weights of at least {LARGE_WEIGHT_BYTES // 10**6} MB:"
+    lines = [line for target in OPS[rows[0].op].targets if (line := _judge(target, rows))]
     names = ("figure", "must", "aim", "worst point", "best point", "reached by all points")
-    return [heading, "", *_table(names, found), ""]
+    return [*_table(names, lines), ""] if lines else []
 
 
-def _against(row: Row, baseline: str) -> float | None:
-    """The speed-up over the fastest of the arms whose name begins with `baseline`."""
-    found = [value for name, value in row.speedup.items() if name.startswith(baseline)]
-    return min(found, default=None)
+def _judge(target: Target, rows: Sequence[Row]) -> list[str] | None:
+    """The line of one target, None if no point of the run is of its kind."""
+    points = [row for row in rows if row.arm == target.arm and target.where(row.sizes)]
+    figures = [figure for row in points if (figure := target.figure(row)) is not None]
+    if not figures:
+        return None
+    worst = min(figures)
+    verdict = "aim" if worst >= target.aim else "must" if worst >= target.must else "missed"
+    return [
+        target.name,
+        *(f"{x:.2f}" for x in (target.must, target.aim, worst, max(figures))),
+        verdict,
+    ]
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:

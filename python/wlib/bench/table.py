@@ -8,7 +8,7 @@ from .compare import Change
 from .rows import COPY, OURS, Row
 from .runner import Point
 
-COLUMNS = ("shape", "M", "arm", "us", "p10", "p90", "GB/s", "of copy", "TFLOP/s", "gain", "SQNR")
+COLUMNS = ("shape", "at", "arm", "us", "low", "high", "GB/s", "of copy", "TFLOP/s", "gain", "SQNR")
 
 
 def show(points: Iterable[Point], total: int, title: str) -> Iterator[Point]:
@@ -23,9 +23,9 @@ def cells(row: Row, wlib_us: float | None) -> list[str]:
     is_baseline = row.arm != COPY and not row.arm.startswith(OURS)
     return [
         row.shape,
-        str(row.m),
+        row.at,
         row.arm,
-        *(f"{time:.2f}" for time in (row.median_us, row.p10_us, row.p90_us)),
+        *(f"{time:.2f}" for time in (row.median_us, row.low_us, row.high_us)),
         f"{row.gb_per_s:.1f}",
         f"{row.copy_fraction:.3f}",
         f"{row.tflops:.2f}" if row.flops else "",
@@ -39,7 +39,8 @@ def point_cells(point: Point) -> list[list[str]]:
     wlib_us = next((row.median_us for row in point.rows if row.arm == OURS), None)
     lines = [cells(row, wlib_us) for row in point.rows]
     blank = [""] * (len(COLUMNS) - 4)
-    failed = [[point.shape.name, str(point.m), arm, "failed", *blank] for arm in point.failures]
+    problem = point.problem
+    failed = [[problem.shape, problem.at, arm, "failed", *blank] for arm in point.failures]
     return lines + failed
 
 
@@ -49,13 +50,13 @@ def show_changes(changes: Iterable[Change]) -> None:
         row = change.new
         print(
             f"{change.verdict:>6}  {change.ratio:.3f}x the old time"
-            f"  {row.shape} M={row.m} {row.arm}"
+            f"  {row.shape} {row.at} {row.arm}"
             f"  {change.old.median_us:.2f} -> {row.median_us:.2f} us"
         )
 
 
 def _show_plain(points: Iterable[Point], total: int, title: str) -> Iterator[Point]:
-    widths = (24, 5, 20, *[9] * 6, 9, 9)
+    widths = (26, 12, 20, *[9] * 6, 9, 9)
     print(title)
     print("  ".join(name.rjust(width) for name, width in zip(COLUMNS, widths, strict=True)))
     for done, point in enumerate(points, start=1):

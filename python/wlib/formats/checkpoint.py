@@ -48,7 +48,7 @@ class Checkpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.folder = self.path if self.path.is_dir() else self.path.parent
-        files = _open_files(self.path)
+        files = open_files(self.path)
         self._file_of = {name: file for file in files for name in file.entries}
         self.entries: dict[str, Entry] = {n: f.entries[n] for n, f in self._file_of.items()}
         self.format = self._find_format(files)
@@ -118,7 +118,8 @@ class Checkpoint:
         return False
 
 
-def _open_files(path: Path) -> list[SafetensorsFile]:
+def open_files(path: Path) -> list[SafetensorsFile]:
+    """The file, or the files of a folder, with their headers checked; never a pickle."""
     if path.suffix in _PICKLES:
         refuse(WHERE, "a safetensors file (pickles can run code)", path.name, "path")
     if path.is_file():

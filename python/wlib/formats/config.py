@@ -38,6 +38,13 @@ class Config:
             self.refuse("an integer", json.dumps(value), key)
         return value
 
+    def number(self, key: str) -> float:
+        """The value of `key`, which must be a finite number."""
+        value: Any = self.values.get(key)
+        if type(value) not in (int, float) or not abs(value) < 2**63:  # nor is NaN
+            self.refuse("a number", json.dumps(value), key)
+        return float(value)
+
     def section(self, key: str) -> Config:
         """The object under `key`, which must be there."""
         value = self.values.get(key)

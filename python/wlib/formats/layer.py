@@ -58,7 +58,7 @@ class LayerTensors:
         self._tensors = tensors
 
     def find(
-        self, field: str, dtypes: Iterable[torch.dtype], shape: Iterable[int | None]
+        self, field: str, dtypes: Iterable[torch.dtype], shape: Iterable[int | None] | None
     ) -> Tensor | None:
         """The tensor, None if there is none; TypeError or ValueError if it does not fit.
 
@@ -71,6 +71,8 @@ class LayerTensors:
         if tensor is None:
             return None
         check_dtype(WHERE, f"{self.layer}.{field}", tensor, *dtypes)
+        if shape is None:
+            return tensor
         sizes = ["*" if size is None else size for size in shape]
         fits = len(sizes) == tensor.dim() and all(
             size in ("*", got) for size, got in zip(sizes, tensor.shape, strict=True)
@@ -80,7 +82,7 @@ class LayerTensors:
         return tensor
 
     def take(
-        self, field: str, dtypes: Iterable[torch.dtype], shape: Iterable[int | None]
+        self, field: str, dtypes: Iterable[torch.dtype], shape: Iterable[int | None] | None
     ) -> Tensor:
         """As `find`, with ValueError if there is none."""
         tensor = self.find(field, dtypes, shape)

@@ -1,6 +1,7 @@
 """Drop-in modules with compressed weights."""
 
 from .atoms import AtomDictionary, AtomLinear, cached_weights, merge_atoms
+from .attention import Int4PrefillAttention
 from .delta import DeltaLayer, FoldWarning, NolaLinear, TuckerConv2d, TuckerLinear
 from .experts import Int4Fp8Experts
 from .fp4 import FP4Linear, seed_fp4
@@ -19,6 +20,7 @@ __all__ = [
     "Int4Fp8Experts",
     "Int4Fp8GateUp",
     "Int4Fp8Linear",
+    "Int4PrefillAttention",
     "NolaLinear",
     "ShareReport",
     "SharedGroup",

@@ -67,6 +67,29 @@ def reconstruct_backward(
     return of_atoms, Reference(products.sum(rest), products.abs().sum(rest))
 
 
+def linear(
+    x: Tensor,
+    atoms: Tensor,
+    coef: Tensor,
+    bias: Tensor | None = None,
+    base: Tensor | None = None,
+) -> Reference:
+    """y[m] = (base + sum_s c[m, s] atoms[s]) x[m] + bias, coef being [S] or [M, S]."""
+    c = coef.double().expand(len(x), len(atoms))
+    operands = c, atoms.double(), x.double()
+
+    def multiplied(c: Tensor, atoms: Tensor, x: Tensor) -> Tensor:
+        return torch.einsum("ms,smn->mn", c, x @ atoms.mT)
+
+    value, magnitude = multiplied(*operands), multiplied(*(t.abs() for t in operands))
+    if base is not None:
+        value = value + x.double() @ base.double().T
+        magnitude = magnitude + x.double().abs() @ base.double().abs().T
+    if bias is not None:
+        value, magnitude = value + bias.double(), magnitude + bias.double().abs()
+    return Reference(value, magnitude)
+
+
 def combine(lists: list[list[Tensor]], coef: Tensor) -> list[list[Reference]]:
     """outs[p][t] = sum_s coef[p, s] * lists[s][t]."""
     columns = [torch.stack(list(column)).double() for column in zip(*lists, strict=True)]

@@ -92,9 +92,9 @@ def tiled_attention(
         v_codes: [Tk, Hkv, D], v_scale: [Tk, Hkv]; a value is their product.
         cached: how many of the keys are cached.
         softmax_scale, causal: as `wlib.attention_prefill`.
-        promote: add every step's products to the output in float32; otherwise they are added in the
-            tensor core's accumulator, which keeps `fraction_bits`.
-        fraction_bits: bits behind the largest addend that the accumulator keeps; None is all.
+        promote: add every step's products to the output in float32; otherwise they are added to it
+            in the tensor core's accumulator.
+        fraction_bits: bits behind the largest addend that this accumulator keeps; None is all.
     """
     group = q.shape[1] // k.shape[1]
     keys, codes = (t.double().repeat_interleave(group, dim=1) for t in (k, v_codes))
@@ -109,11 +109,15 @@ def tiled_attention(
     unit = torch.ones(heads)
     out = torch.zeros(heads, rows, q.shape[2])
 
-    def cut(x: Tensor, like: Tensor) -> Tensor:
+    def multiply(start: Tensor, weights: Tensor, values: Tensor) -> Tensor:
+        """start [H, Tq, D] + weights [H, Tq, k] values [k, H, D], as one wgmma adds them up."""
         if fraction_bits is None:
-            return x
-        step = torch.exp2(torch.floor(torch.log2(like.abs().clamp_min(1e-30))) - fraction_bits)
-        return torch.trunc(x / step) * step
+            return start + torch.einsum("hqk,khd->hqd", weights, values)
+        terms = weights[..., None].double() * values.transpose(0, 1)[:, None]
+        terms = torch.cat((terms, start[:, :, None].double()), 2)
+        largest = terms.abs().amax(2, keepdim=True).clamp_min(1e-30)
+        step = torch.exp2(torch.floor(torch.log2(largest)) - fraction_bits)
+        return ((terms / step).trunc() * step).sum(2).float()
 
     bounds = sorted({*range(0, cached, 64), *range(cached, len(k), 64), len(k)})
     for first, end in itertools.pairwise(bounds):
@@ -130,14 +134,12 @@ def tiled_attention(
         unit = of_step
         weights = p * (scale[:, first:end] / unit[:, None])[:, None]
         weights = weights.to(torch.float8_e4m3fn).float()
-        if promote:
-            part = torch.einsum("hqk,khd->hqd", weights, codes[first:end].float())
-            out = factor[..., None] * out + part
-            continue
         out = factor[..., None] * out
-        for begin in range(first, end, 32):  # a wgmma sums 32 products and what it has so far
-            part = weights[:, :, begin - first : min(begin + 32, end) - first]
-            part = torch.einsum("hqk,khd->hqd", part, codes[begin : min(begin + 32, end)].float())
-            out = cut(out + cut(part, out), out)
+        part = torch.zeros_like(out) if promote else out
+        for begin in range(first, end, 32):
+            stop = min(begin + 32, end)
+            own = weights[:, :, begin - first : stop - first]
+            part = multiply(part, own, codes[begin:stop].float())
+        out = out + part if promote else part
     result = out * (unit[:, None] / total.clamp_min(1e-300)).float()[..., None]
     return result.transpose(0, 1)

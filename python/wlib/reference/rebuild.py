@@ -53,7 +53,7 @@ def hadamard(
 
 def kron(w0: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Reference:
     """w0 + scale * kron(a, b)."""
-    value = torch.kron(a.double(), b.double())
+    value = torch.kron(a.double().contiguous(), b.double().contiguous())
     return _both(w0, scale, value, value.abs())
 
 

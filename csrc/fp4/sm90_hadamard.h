@@ -1,0 +1,75 @@
+// Rotation by itself, and the signs of random rotations.
+#pragma once
+
+#include "fp4/sm90_tile.h"
+#include "wlib/numerics/fp4_rounding.h"
+
+namespace wlib::fp4 {
+
+template <class T>
+WLIB_DEVICE T rounded(float x) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    return __float2bfloat16_rn(x);
+  else if constexpr (std::is_same_v<T, __half>)
+    return __float2half_rn(x);
+  else
+    return x;
+}
+
+// Columns are a multiple of 16: a run is inside of y or outside of it.
+template <class T>
+WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& s) {
+  constexpr int kCount = Run<T>::kCount, kRuns = kTile / kCount;
+  WLIB_UNROLL_TWICE
+  for (int i = sm90::thread_index(); i < kTile * kRuns; i += kTileThreads) {
+    const int row = i / kRuns, column = i % kRuns * kCount;
+    if (corner.row + row >= p.rows || corner.column + column >= p.columns) continue;
+    Run<T> run;
+    WLIB_UNROLL
+    for (int j = 0; j < kCount; ++j) run.value[j] = rounded<T>(*s.at(row, column + j));
+    T* to = static_cast<T*>(p.y) + (corner.row + row) * p.columns + corner.column + column;
+    *reinterpret_cast<Run<T>*>(to) = run;
+  }
+}
+
+WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
+  auto& s = sm90::dynamic_smem<TileSmem>();
+  const Corner corner(sm90::block_index_x(), quantize_tiles(p.columns));
+  load_tile(Source{p.rows, p.columns, p.x, p.type, p.x_stride, {}}, corner, s);
+  load_signs(p.signs, p.size, s);
+  sm90::block_sync();
+  WLIB_NO_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    const Unit unit(round);
+    float x[kUnit];
+    read_unit(s, unit, false, x);
+    if (p.signs && !p.inverse) flip_signs(s.signs[unit.block], x);
+    rotate(p.size, x);
+    if (p.signs && p.inverse) flip_signs(s.signs[unit.block], x);
+    store_floats(s.at(unit.line, unit.block * kUnit), x);  // no other thread reads these
+  }
+  sm90::block_sync();
+  switch (p.type) {
+    case FloatType::kFloat32: return store_values<float>(p, corner, s);
+    case FloatType::kBFloat16: return store_values<__nv_bfloat16>(p, corner, s);
+    default: return store_values<__half>(p, corner, s);
+  }
+}
+inline int64_t hadamard_ctas(const HadamardParams& p) {
+  return quantize_tiles(p.rows) * quantize_tiles(p.columns);
+}
+
+constexpr int kSignThreads = 128;
+
+WLIB_KERNEL_RESIDENT(kSignThreads, 1)
+signs_kernel(WLIB_GRID_CONSTANT SignsParams p) {
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
+  const int i = sm90::thread_index();
+  if (i < p.size) p.signs[i] = sign_of(p, i);
+}
+
+}  // namespace wlib::fp4

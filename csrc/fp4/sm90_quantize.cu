@@ -1,0 +1,53 @@
+#include "fp4/quantize_cuda.h"
+#include "fp4/sm90_hadamard.h"
+#include "fp4/sm90_quantize.h"
+#include "int4fp8/sm90_launch.h"
+#include "wlib/sm90/launch.h"
+
+namespace wlib::fp4 {
+namespace {
+
+const char* text(cudaError_t error) {
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class Params>
+cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem_bytes, void* stream,
+                   const Params& p) {
+  return sm90::launch(kernel, grid, threads, int(smem_bytes), 1, static_cast<cudaStream_t>(stream),
+                      p, sm90::Start::kEarly);
+}
+
+}  // namespace
+
+const char* quantize_cuda(const QuantizeParams* sides, int count, int device, void* stream) {
+  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  QuantizeLaunch l{};
+  l.sides = count;
+  for (int i = 0; i < count; ++i) l.side[i] = sides[i];
+  cudaError_t error = cudaSuccess;
+  const auto pass = [&](auto kernel, int64_t x, int y, size_t bytes) {
+    error = launch(kernel, dim3(unsigned(x), unsigned(y)), kTileThreads, bytes, stream, l);
+    return error == cudaSuccess;
+  };
+  if (is_mx(l.side[0].rule))
+    for_passes<true>(l, pass);
+  else
+    for_passes<false>(l, pass);
+  return text(error);
+}
+
+const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
+  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  const int64_t ctas = hadamard_ctas(p);
+  if (ctas == 0) return nullptr;
+  return text(
+      launch(hadamard_kernel, dim3(unsigned(ctas)), kTileThreads, sizeof(TileSmem), stream, p));
+}
+
+const char* signs_cuda(const SignsParams& p, int device, void* stream) {
+  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  return text(launch(signs_kernel, dim3(1), kSignThreads, 0, stream, p));
+}
+
+}  // namespace wlib::fp4

@@ -1,0 +1,21 @@
+"""The ops that can be measured, by name."""
+
+from typing import Any
+
+from ..op import Op
+from . import atoms, fp4, grouped, int4fp8, kv_cache, prefill, quantize, rebuild, sparse_lowrank
+
+OPS: dict[str, Op[Any]] = {
+    op.name: op
+    for op in (
+        int4fp8.OP,
+        grouped.OP,
+        quantize.OP,
+        *fp4.OPS,
+        *atoms.OPS,
+        *rebuild.OPS,
+        sparse_lowrank.OP,
+        prefill.OP,
+        kv_cache.OP,
+    )
+}
