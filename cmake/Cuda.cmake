@@ -1,7 +1,8 @@
 # Decides whether CUDA kernels are built: by whether an nvcc is there, never by whether a GPU is.
-# wlib_cuda_kernels(file.cu [ARCHS archs...] [INSTANCES values...]): compiles the family's file into _C if there is an nvcc,
-# for each of ARCHS (default: 90a) that is in WLIB_CUDA_ARCHS with -DWLIB_ARCH=<number>, with INSTANCES once per value with
-# -DWLIB_INSTANCE=<value>, so that instances compile side by side.
+# wlib_cuda_kernels(file.cu [ARCHS archs...] [PORTABLE] [INSTANCES values...]): compiles the family's file into _C if there
+# is an nvcc: for 90a; with ARCHS for each of them that is in WLIB_CUDA_ARCHS, with -DWLIB_ARCH=<number>; with PORTABLE once,
+# for all of WLIB_CUDA_ARCHS, with -DWLIB_ARCHS=<numbers>; with INSTANCES once per value with -DWLIB_INSTANCE=<value>, so that
+# instances compile side by side.
 
 set(WLIB_CUDA_ARCHS 90a CACHE STRING "Architectures to compile for: 90a, and 100a, 120a where there are kernels for them")
 foreach(arch IN LISTS WLIB_CUDA_ARCHS)
@@ -73,7 +74,7 @@ function(wlib_cuda_kernels source)
   if(NOT WLIB_HAS_CUDA)
     return()
   endif()
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "ARCHS;INSTANCES")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "PORTABLE" "" "ARCHS;INSTANCES")
   cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME family)
   cmake_path(GET source STEM stem)
   if(NOT arg_ARCHS)
@@ -98,6 +99,13 @@ function(wlib_cuda_kernels source)
         string(REPLACE a "" number ${arch})
         target_compile_definitions(${target} PRIVATE WLIB_ARCH=${number})
         set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES ${arch}-real)
+      endif()
+      if(arg_PORTABLE)
+        string(REPLACE a "" numbers "${WLIB_CUDA_ARCHS}")
+        list(JOIN numbers "," numbers)
+        target_compile_definitions(${target} PRIVATE WLIB_ARCHS=${numbers})
+        list(TRANSFORM WLIB_CUDA_ARCHS APPEND -real OUTPUT_VARIABLE real)
+        set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${real}")
       endif()
       target_sources(_C PRIVATE $<TARGET_OBJECTS:${target}>)
     endforeach()

@@ -24,6 +24,8 @@ PAGE = ROOT / "docs" / "support_matrix.md"
 RESULTS = ROOT / "bench" / "results"
 # The op that an arm of the benchmark times by itself.
 MEASURED_OPS = {("int4fp8", "wlib"): "int4fp8_gemm"}
+# Ops whose kernels a build for further architectures compiles for them, too.
+PORTABLE = ("fp4_quantize", "fp4_requantize_t", "fp4_signs", "hadamard")
 HEADER = """\
 # Support matrix
 
@@ -62,9 +64,14 @@ class Entry:
         return not match or m < int(match[2]) + (match[1] == "<=")
 
 
-def opt_in(op: str) -> list[str]:
+def opt_in(op: str, rows: Iterable[str]) -> list[str]:
     """Rows of kernels for architectures that a build has to ask for."""
-    return [row.strip() for row in wlib_probe.fp4_block_scaled_rows()] if op == "fp4_matmul" else []
+    if op == "fp4_matmul":
+        return [row.strip() for row in wlib_probe.fp4_block_scaled_rows()]
+    if op not in PORTABLE:
+        return []
+    hopper = [row for row in rows if row.startswith("sm_90a")]
+    return [row.replace("sm_90a", arch, 1) for arch in ("sm_100a", "sm_120a") for row in hopper]
 
 
 def entries() -> list[Entry]:
@@ -72,7 +79,7 @@ def entries() -> list[Entry]:
         Entry.parse(family, op, row)
         for family in FAMILIES
         for op, rows in family_dispatch(family).items()
-        for row in dict.fromkeys([*rows, *opt_in(op)])
+        for row in dict.fromkeys([*rows, *opt_in(op, rows)])
     ]
 
 
@@ -171,7 +178,8 @@ def state(entry: Entry, rows: list[Row]) -> str:
     if entry.architecture == "cpu":
         return "tested"
     if not rows:
-        return "simulated" if is_simulated(entry) else "compiled"
+        hopper = entry.architecture == "sm_90a"
+        return "simulated" if hopper and is_simulated(entry) else "compiled"
     last = max(rows, key=lambda row: row.environment.date).environment
     same = [row for row in rows if row.environment == last]
     sizes = ", ".join(map(str, sorted({row.m for row in same})))
