@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -52,3 +53,13 @@ def compile_command(source: str) -> list[str]:
     words = shlex.split(entry["command"])
     words = words[: words.index("-o")] + words[words.index("-o") + 2 :]
     return [word for word in words if word != entry["file"]]
+
+
+def cmake_tools() -> tuple[str, str]:
+    """The CMake and the Ninja of the development build."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    cmake = re.search(r"^CMAKE_COMMAND:INTERNAL=(.*)$", cache, re.MULTILINE)
+    ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.*)$", cache, re.MULTILINE)
+    assert cmake
+    assert ninja
+    return cmake[1], ninja[1]

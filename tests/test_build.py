@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import wlib
-from source_tree import BUILD, PACKAGES, ROOT, wrong_installation
+from source_tree import PACKAGES, ROOT, cmake_tools, wrong_installation
 from wlib.errors import typed_error
 
 CPU_BUILD = ROOT / "build" / "cpu"
@@ -38,15 +38,11 @@ def output(*command: str, library: Path | None = None) -> str:
 @pytest.fixture(scope="module")
 def cpu_library() -> Path:
     """The library as it is built where there is no nvcc; its build folder is kept."""
-    cache = (BUILD / "CMakeCache.txt").read_text()
-    cmake = re.search(r"^CMAKE_COMMAND:INTERNAL=(.*)$", cache, re.MULTILINE)
-    ninja = re.search(r"^CMAKE_MAKE_PROGRAM:\w+=(.*)$", cache, re.MULTILINE)
-    assert cmake
-    assert ninja
-    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja[1]}"]
+    cmake, ninja = cmake_tools()
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
     source = ["-G", "Ninja", "-S", str(ROOT), "-B", str(CPU_BUILD)]
-    output(cmake[1], *source, *options, "-DWLIB_CUDA=OFF")
-    output(cmake[1], "--build", str(CPU_BUILD), "-j2")
+    output(cmake, *source, *options, "-DWLIB_CUDA=OFF")
+    output(cmake, "--build", str(CPU_BUILD), "-j2")
     return CPU_BUILD / "_C.so"
 
 

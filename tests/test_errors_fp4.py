@@ -46,6 +46,17 @@ def fp4_matmul(**changed: Any) -> Any:
     return torch.ops.wlib.fp4_matmul(**arguments | changed)
 
 
+def fp4_block_scaled(**changed: Any) -> Any:
+    """[4, 64] times [8, 64] by the op, scales in the 128x4 order, except for `changed`."""
+    arguments: dict[str, Any] = {
+        "mode": "block_scaled",
+        "a": torch.zeros(4, 32, dtype=torch.uint8),
+        "b": torch.zeros(8, 32, dtype=torch.uint8),
+        **{f"{name}_scale": torch.zeros(128, 4, dtype=torch.uint8) for name in "ab"},
+    }
+    return torch.ops.wlib.fp4_matmul(**arguments | changed)
+
+
 def fp4_linear(**changed: Any) -> Any:
     """[4, 64] through a layer [8, 64], except for `changed`."""
     arguments: dict[str, Any] = {"x": torch.zeros(4, 64), "w": torch.zeros(8, 64),
@@ -251,7 +262,8 @@ FP4: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
      "::fp4_matmul: expected a_global of dtype torch.float32, got torch.float64 "
      "(argument 'a_global')"),
     (fp4_matmul, {"mode": "fp8"}, ValueError,
-     "::fp4_matmul: expected mode to be one of 'fold8', 'bf16', 'exact32', got 'fp8' "
+     "::fp4_matmul: expected mode to be one of 'fold8', 'bf16', 'exact32', "
+     "'block_scaled', got 'fp8' "
      "(argument 'mode')"),
     (fp4_matmul, {"a_global": ONE, "a_scale": NV_SCALES}, ValueError,
      "::fp4_matmul: expected mode 'bf16' for nvfp4, got 'fold8' (argument 'mode')"),
@@ -265,6 +277,40 @@ FP4: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (wlib.fp4_matmul, {"a": fp4_tensor(), "b": fp4_tensor(
         scales=torch.zeros(128, 4, dtype=torch.uint8), swizzled=True)}, ValueError,
      ".fp4_matmul: expected b with scales in row-major order, got the 128x4 order (argument 'b')"),
+    (wlib.fp4_matmul, {"a": fp4_tensor(), "b": fp4_tensor(), "mode": "block_scaled"}, ValueError,
+     ".fp4_matmul: expected a with scales in the 128x4 order, got row-major order (argument 'a')"),
+    (fp4_block_scaled, {"a_scale": torch.zeros(4, 2, dtype=torch.uint8)}, ValueError,
+     "::fp4_matmul: expected a_scale of shape [128, 4], got [4, 2] (argument 'a_scale')"),
+    (fp4_block_scaled, {"a": torch.zeros(4, 64).to(FP8), "a_scale": torch.ones(4)}, ValueError,
+     "::fp4_matmul: expected packed operands of one format for mode 'block_scaled', got a carrier "
+     "(argument 'mode')"),
+    (fp4_block_scaled, {"b_global": ONE, "b_scale": torch.zeros(128, 4).to(FP8)}, ValueError,
+     "::fp4_matmul: expected packed operands of one format for mode 'block_scaled', got mxfp4 and "
+     "nvfp4 (argument 'mode')"),
+    (fp4_block_scaled, {"a": torch.zeros(4, 24, dtype=torch.uint8), "a_global": ONE,
+                        "a_scale": torch.zeros(128, 4).to(FP8),
+                        "b": torch.zeros(8, 24, dtype=torch.uint8), "b_global": ONE,
+                        "b_scale": torch.zeros(128, 4).to(FP8)}, ValueError,
+     "::fp4_matmul: expected rows in multiples of 32 for mode 'block_scaled', got 48 "
+     "(argument 'a')"),
+    (fp4_block_scaled, {"b": torch.zeros(4, 32, dtype=torch.uint8)}, ValueError,
+     "::fp4_matmul: expected b with rows in multiples of 8 for mode 'block_scaled' and this "
+     "out_dtype, got 4 (argument 'b')"),
+    (fp4_block_scaled, {"b": torch.zeros(6, 32, dtype=torch.uint8), "out_dtype": torch.float32},
+     ValueError, "::fp4_matmul: expected b with rows in multiples of 4 for mode 'block_scaled' and "
+     "this out_dtype, got 6 (argument 'b')"),
+    (fp4_block_scaled, {"a": torch.zeros(0, 1 << 30, dtype=torch.uint8),
+                        "a_scale": torch.zeros(0, 1 << 26, dtype=torch.uint8),
+                        "b": torch.zeros(0, 1 << 30, dtype=torch.uint8),
+                        "b_scale": torch.zeros(0, 1 << 26, dtype=torch.uint8)}, ValueError,
+     "::fp4_matmul: expected sizes below 2^31 for mode 'block_scaled', got 2147483648 "
+     "(argument 'a')"),
+    (fp4_block_scaled, {"b": torch.zeros(8 * 32 + 8, dtype=torch.uint8)[8:].view(8, 32)},
+     ValueError, "::fp4_matmul: expected b at a 16-byte aligned address, got an address 8 bytes "
+     "off (argument 'b')"),
+    (fp4_block_scaled, {"a_scale": torch.zeros(516, dtype=torch.uint8)[4:].view(128, 4)},
+     ValueError, "::fp4_matmul: expected a_scale at a 16-byte aligned address, got an address 4 "
+     "bytes off (argument 'a_scale')"),
     (fp4_tensor, {"format": "fp4"}, ValueError,
      ".FP4Tensor: expected format to be one of 'mxfp4', 'nvfp4', got 'fp4' (argument 'format')"),
     (fp4_tensor, {"codes": None}, ValueError,

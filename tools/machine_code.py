@@ -82,8 +82,8 @@ EXACT = ("registers", "wgmma", "bulk_copies", "tensor_copies")
 COLUMNS = tuple(field.name for field in fields(Kernel))
 
 
-def dump(library: Path, option: str) -> str:
-    command = [str(CUOBJDUMP), option, str(library)]
+def dump(library: Path, *options: str) -> str:
+    command = [str(CUOBJDUMP), *options, str(library)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -165,12 +165,15 @@ def readable(mangled: Iterable[str]) -> list[str]:
 
 
 def measure(library: Path) -> dict[str, Kernel]:
-    """Readable name -> counts, of every kernel in the library."""
+    """Readable name -> counts, of every kernel in the library for sm_90a."""
     resources = {
         match["name"]: [int(number) for number in match.groups()[1:]]
-        for match in RESOURCES.finditer(dump(library, "-res-usage"))
+        for match in RESOURCES.finditer(dump(library, "-arch", "sm_90a", "-res-usage"))
     }
-    listings = dict(part.split("\n", 1) for part in dump(library, "-sass").split("Function : ")[1:])
+    listings = dict(
+        part.split("\n", 1)
+        for part in dump(library, "-arch", "sm_90a", "-sass").split("Function : ")[1:]
+    )
     assert listings.keys() == resources.keys()
     names = readable(listings)
     kernels = {

@@ -1,8 +1,9 @@
 """Writes docs/support_matrix.md: which kernel serves what, and how far it has been proven.
 
-Rows come from the dispatch tables of the library. A GPU kernel is `compiled`; `simulated` if each
-of its compiled configurations also runs in the simulator; `measured` if bench/results has rows of
-it. Needs wlib_probe on the path: `make docs`.
+Rows come from the dispatch tables of the library, and from wlib_probe those of architectures that a
+build has to ask for. A GPU kernel is `compiled`; `simulated` if each of its compiled configurations
+also runs in the simulator; `measured` if bench/results has rows of it. Needs wlib_probe on the
+path: `make docs`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ MEASURED_OPS = {
     ("prefill", "wlib"): "attention_prefill",
     ("kv_append", "wlib"): "append_kv_int4",
 }
+# Ops whose kernels a build for further architectures compiles for them, too.
+PORTABLE = ("fp4_quantize", "fp4_requantize_t", "fp4_signs", "hadamard")
 HEADER = """\
 # Support matrix
 
@@ -45,7 +48,8 @@ Written by `make docs` from the library's dispatch tables, the instances in the 
 rows in `bench/results`.
 
 - `tested`: CPU code, run by the tests.
-- `compiled`: the machine code is held to a budget, and nothing more.
+- `compiled`: the machine code is held to a budget, and nothing more. For sm_100a and sm_120a, which
+  a build has to ask for: it compiles, and nothing more.
 - `simulated`: every compiled configuration also runs in the simulator, in the tests.
 - `measured`: ran in the benchmark on that GPU.
 
@@ -81,12 +85,22 @@ class Entry:
         return True
 
 
+def opt_in(op: str, rows: Iterable[str]) -> list[str]:
+    """Rows of kernels for architectures that a build has to ask for."""
+    if op == "fp4_matmul":
+        return [row.strip() for row in wlib_probe.fp4_block_scaled_rows()]
+    if op not in PORTABLE:
+        return []
+    hopper = [row for row in rows if row.startswith("sm_90a")]
+    return [row.replace("sm_90a", arch, 1) for arch in ("sm_100a", "sm_120a") for row in hopper]
+
+
 def entries() -> list[Entry]:
     return [
         Entry.parse(family, op, row)
         for family in FAMILIES
         for op, rows in family_dispatch(family).items()
-        for row in rows
+        for row in dict.fromkeys([*rows, *opt_in(op, rows)])
     ]
 
 
@@ -187,7 +201,8 @@ def state(entry: Entry, rows: list[Row]) -> str:
     if entry.architecture == "cpu":
         return "tested"
     if not rows:
-        return "simulated" if is_simulated(entry) else "compiled"
+        hopper = entry.architecture == "sm_90a"
+        return "simulated" if hopper and is_simulated(entry) else "compiled"
     last = max(rows, key=lambda row: row.environment.date).environment
     same = [row for row in rows if row.environment == last]
     values = {name: sorted({row.sizes[name] for row in same}) for name in same[0].sizes}

@@ -43,7 +43,9 @@ inline constexpr Choice<Rounding> kRoundings[] = {{"nearest", Rounding::kNearest
 inline constexpr Choice<bool> kFormats[] = {{"mxfp4", true}, {"nvfp4", false}};
 inline constexpr Choice<Carrier> kCarriers[] = {
     {"none", Carrier::kNone}, {"e4m3", Carrier::kE4M3}, {"e5m2", Carrier::kE5M2}};
-inline constexpr Choice<MatmulMode> kModes[] = {
-    {"fold8", MatmulMode::kFold8}, {"bf16", MatmulMode::kBF16}, {"exact32", MatmulMode::kExact32}};
+inline constexpr Choice<MatmulMode> kModes[] = {{"fold8", MatmulMode::kFold8},
+                                                {"bf16", MatmulMode::kBF16},
+                                                {"exact32", MatmulMode::kExact32},
+                                                {"block_scaled", MatmulMode::kBlockScaled}};
 
 }  // namespace wlib::fp4

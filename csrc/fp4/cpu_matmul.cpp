@@ -8,6 +8,7 @@
 #include "torch/cpu_types.h"
 #include "torch/empty.h"
 #include "torch/matmul.h"
+#include "wlib/layout/scales_128x4.h"
 
 namespace wlib::fp4 {
 namespace {
@@ -88,12 +89,30 @@ void matmul_exact(const MatmulParams& p, float alpha) {
   });
 }
 
+std::vector<uint8_t> row_major_scales(const Operand& o, int64_t k) {
+  const int64_t count = k / (o.packed.global_scale ? kNvBlock : kMxBlock);
+  std::vector<uint8_t> scales(o.rows * count);
+  for (int64_t row = 0; row < o.rows; ++row)
+    for (int64_t i = 0; i < count; ++i)
+      scales[row * count + i] = o.packed.scales[swizzled_scale(row, i, count)];
+  return scales;
+}
+
+void matmul_swizzled(MatmulParams p, float alpha, const Tensor& like) {
+  const auto a = row_major_scales(p.a, p.k), b = row_major_scales(p.b, p.k);
+  p.a.packed.scales = a.data();
+  p.b.packed.scales = b.data();
+  matmul_values(p, alpha, like);
+}
+
 }  // namespace
 
 void matmul_cpu(const MatmulParams& p, const Tensor& like) {
   const float alpha = p.alpha * (global_scale(p.a) * global_scale(p.b));
   if (p.mode == MatmulMode::kExact32)
     matmul_exact(p, alpha);
+  else if (p.mode == MatmulMode::kBlockScaled)
+    matmul_swizzled(p, alpha, like);
   else
     matmul_values(p, alpha, like);
 }

@@ -1,8 +1,10 @@
 // wlib::fp4_matmul: checks every argument, fills MatmulParams, picks CPU or CUDA.
+#include "fp4/block_scaled_op.h"
 #include "fp4/choices.h"
 #include "fp4/cpu.h"
 #include "fp4/ops.h"
 #include "torch/empty.h"
+#include "wlib/layout/scales_128x4.h"
 
 namespace wlib::fp4 {
 namespace {
@@ -15,7 +17,7 @@ constexpr Names kA = {"a", "a_scale", "a_global"}, kB = {"b", "b_scale", "b_glob
 // uint8 holds codes, FP8 a carrier.
 Operand parse_operand(const Checker& check, const Tensor& t, const Tensor& scale,
                       const std::optional<Tensor>& global, const Names& names, const Tensor& like,
-                      int64_t* k) {
+                      bool swizzled, int64_t* k) {
   Operand o{};
   const ScalarType type = t.scalar_type();
   const bool packed = type == ScalarType::Byte;
@@ -39,7 +41,10 @@ Operand parse_operand(const Checker& check, const Tensor& t, const Tensor& scale
   check.require(packed || !nv, names.global, "no global scale for a carrier", names.global);
   const int block = nv ? kNvBlock : kMxBlock;
   check.require(*k % block == 0, names.values, "rows in multiples of " + std::to_string(block), *k);
-  const std::vector<int64_t> shape = packed ? std::vector{o.rows, *k / block} : std::vector{o.rows};
+  const std::vector<int64_t> shape =
+      !packed    ? std::vector{o.rows}
+      : swizzled ? std::vector{padded_scale_rows(o.rows), padded_scale_columns(*k / block)}
+                 : std::vector{o.rows, *k / block};
   check.dtype(scale, names.scale,
               !packed ? ScalarType::Float
               : nv    ? ScalarType::Float8_e4m3fn
@@ -70,6 +75,10 @@ void check_mode(const Checker& check, const MatmulParams& p) {
   if (p.mode == MatmulMode::kExact32)
     check.require(!nv && !carriers, "mode", "packed mxfp4 for mode 'exact32'",
                   nv ? "nvfp4" : "a carrier");
+  if (p.mode == MatmulMode::kBlockScaled)
+    check.require(!carriers && !p.a.packed.global_scale == !p.b.packed.global_scale, "mode",
+                  "packed operands of one format for mode 'block_scaled'",
+                  carriers ? "a carrier" : "mxfp4 and nvfp4");
 }
 
 }  // namespace
@@ -80,21 +89,27 @@ Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Ten
   const Checker check("fp4_matmul");
   MatmulParams p{};
   int64_t b_k = 0;
-  p.a = parse_operand(check, a, a_scale, a_global, kA, a, &p.k);
-  p.b = parse_operand(check, b, b_scale, b_global, kB, a, &b_k);
+  p.mode = choose(check, "mode", mode, kModes);
+  const bool swizzled = p.mode == MatmulMode::kBlockScaled;
+  p.a = parse_operand(check, a, a_scale, a_global, kA, a, swizzled, &p.k);
+  p.b = parse_operand(check, b, b_scale, b_global, kB, a, swizzled, &b_k);
   check.require(
       p.k == b_k, "b", [&] { return "rows of " + std::to_string(p.k) + " values like a"; }, b_k);
-  p.mode = choose(check, "mode", mode, kModes);
   check_mode(check, p);
   p.alpha = float(alpha);
   const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
   p.out_type = check.floating(type, "out_dtype");
+  if (swizzled) check_block_scaled(check, p);
   const int64_t shape[] = {p.a.rows, p.b.rows};
   const Tensor y = new_empty(a, shape, type);
   p.y = y.mutable_data_ptr();
   if (p.a.rows == 0 || p.b.rows == 0) return y;
   if (a.is_cpu()) {
     matmul_cpu(p, a);
+    return y;
+  }
+  if (swizzled) {
+    block_scaled_on_cuda(check, p, a);
     return y;
   }
   check.no_kernel("device cuda (rows: cpu)");

@@ -2,6 +2,8 @@
 // null, or the text of an error.
 #pragma once
 
+#include <string>
+
 #include "wlib/params/fp4.h"
 
 namespace wlib::fp4 {
@@ -10,5 +12,8 @@ namespace wlib::fp4 {
 const char* quantize_cuda(const QuantizeParams* sides, int count, int device, void* stream);
 const char* hadamard_cuda(const HadamardParams& p, int device, void* stream);
 const char* signs_cuda(const SignsParams& p, int device, void* stream);
+
+// The row of one of their dispatch tables, for each architecture of this build.
+std::string quantize_cuda_rows(const char* kernel);
 
 }  // namespace wlib::fp4

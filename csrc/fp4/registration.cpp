@@ -2,7 +2,9 @@
 // ops.
 #include <torch/csrc/stable/library.h>
 
+#include "fp4/block_scaled.h"
 #include "fp4/ops.h"
+#include "fp4/quantize_cuda.h"
 #include "torch/dispatch_table.h"
 
 namespace wlib::fp4 {
@@ -38,18 +40,21 @@ STABLE_TORCH_LIBRARY_IMPL(wlib, CPU, m) { implement(m); }
 STABLE_TORCH_LIBRARY_IMPL(wlib, CUDA, m) { implement(m); }
 
 WLIB_EXPORT const char* wlib_fp4_dispatch() {
-  static const std::string quantizer = "cpu: one row, or 32 columns, at a time\n" WLIB_CUDA_ROWS(
-      "sm_90a: sm90_quantize, tiles of 128 x 128; before it, for a window or a global scale, "
-      "sm90_scan and sm90_join\n");
+  static const std::string quantizer =
+      std::string("cpu: one row, or 32 columns, at a time\n") +
+      WLIB_CUDA_ROWS(quantize_cuda_rows(
+          "sm90_quantize, tiles of 128 x 128; before it, for a window or a global scale, sm90_scan "
+          "and sm90_join"));
   static const std::string table = dispatch_table({
       {"fp4_quantize", quantizer},
       {"fp4_requantize_t", quantizer},
-      {"fp4_matmul",
-       "cpu, mode exact32: multiplies codes\n"
-       "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n"},
-      {"fp4_signs", "cpu: one draw\n" WLIB_CUDA_ROWS("sm_90a: sm90_signs\n")},
-      {"hadamard",
-       "cpu: one row at a time\n" WLIB_CUDA_ROWS("sm_90a: sm90_hadamard, tiles of 128 x 128\n")},
+      {"fp4_matmul", std::string("cpu, mode exact32: multiplies codes\n"
+                                 "cpu, other modes: dequantises, then torch.mm in float32\n") +
+                         WLIB_CUDA_ROWS(block_scaled_cuda_rows())},
+      {"fp4_signs",
+       std::string("cpu: one draw\n") + WLIB_CUDA_ROWS(quantize_cuda_rows("sm90_signs"))},
+      {"hadamard", std::string("cpu: one row at a time\n") +
+                       WLIB_CUDA_ROWS(quantize_cuda_rows("sm90_hadamard, tiles of 128 x 128"))},
   });
   return table.c_str();
 }

@@ -7,6 +7,9 @@
 namespace wlib::fp4 {
 namespace {
 
+// Nothing here is Hopper's own: WLIB_ARCHS says what this file was compiled for.
+constexpr std::initializer_list<int> kArchs = {WLIB_ARCHS};
+
 const char* text(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -20,8 +23,14 @@ cudaError_t launch(void (*kernel)(Params), dim3 grid, int threads, size_t smem_b
 
 }  // namespace
 
+std::string quantize_cuda_rows(const char* kernel) {
+  std::string lines;
+  for (const int arch : kArchs) lines += "sm_" + std::to_string(arch) + "a: " + kernel + "\n";
+  return lines;
+}
+
 const char* quantize_cuda(const QuantizeParams* sides, int count, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
   QuantizeLaunch l{};
   l.sides = count;
   for (int i = 0; i < count; ++i) l.side[i] = sides[i];
@@ -38,7 +47,7 @@ const char* quantize_cuda(const QuantizeParams* sides, int count, int device, vo
 }
 
 const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
   const int64_t ctas = hadamard_ctas(p);
   if (ctas == 0) return nullptr;
   return text(
@@ -46,7 +55,7 @@ const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
 }
 
 const char* signs_cuda(const SignsParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
   return text(launch(signs_kernel, dim3(1), kSignThreads, 0, stream, p));
 }
 

@@ -8,6 +8,7 @@ PYBIND11_MODULE(wlib_probe, m) {
   wlib::probe::bind_primitives(m);
   wlib::probe::bind_int4fp8(m);
   wlib::probe::bind_fp4(m);
+  wlib::probe::bind_block_scaled(m);
   wlib::probe::bind_fp4_quantize(m);
   wlib::probe::bind_rebuild(m);
   wlib::probe::bind_kv(m);

@@ -18,6 +18,7 @@ void bind_simulator(py::module_& m);
 void bind_primitives(py::module_& m);
 void bind_int4fp8(py::module_& m);
 void bind_fp4(py::module_& m);
+void bind_block_scaled(py::module_& m);
 void bind_fp4_quantize(py::module_& m);
 void bind_rebuild(py::module_& m);
 void bind_kv(py::module_& m);

@@ -295,22 +295,28 @@ def fp4_matmul(
         out_dtype: bfloat16, float16 or float32.
         mode: "fold8": mxfp4 on FP8 tensor cores, from carriers where the operands have them;
             "bf16": on BF16 tensor cores, for nvfp4 too; "exact32": packed mxfp4, the sum of 32
-            products is exact, slow; "auto": "fold8" if both are mxfp4, else "bf16".
+            products is exact, slow; "block_scaled": on Blackwell's FP4 tensor cores, packed
+            operands of one format with scales in the 128x4 order, K in multiples of 32 and rows of
+            the result in multiples of 16 bytes; "auto": "block_scaled" if both have that order
+            and no carrier, else "fold8" if both are mxfp4, else "bf16".
 
     Returns:
         [M, N] of out_dtype.
 
     Raises:
         TypeError: out_dtype is none of the above, or an operand is no FP4Tensor.
-        ValueError: shapes or devices do not fit, scales are swizzled, or the mode does not serve
-            the operands.
+        ValueError: shapes or devices do not fit, scales have another order than the mode's, or
+            the mode does not serve the operands.
         NotImplementedError: no kernel serves the device.
     """
     for name, q in (("a", a), ("b", b)):
         if not isinstance(q, FP4Tensor):
             refuse(_MATMUL, f"{name} to be an FP4Tensor", type(q).__name__, name, TypeError)
     if mode == "auto":
-        mode = "fold8" if a.format == b.format == "mxfp4" else "bf16"
+        if all(q.swizzled and q.carrier is None for q in (a, b)):
+            mode = "block_scaled"
+        else:
+            mode = "fold8" if a.format == b.format == "mxfp4" else "bf16"
     a_values, a_scale, a_global = _operand("a", a, mode)
     b_values, b_scale, b_global = _operand("b", b, mode)
     try:
@@ -428,6 +434,8 @@ def _operand(name: str, q: FP4Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor
         return q.carrier, q.row_scale, None
     assert q.codes is not None
     assert q.scales is not None
-    if q.swizzled:
-        refuse(_MATMUL, f"{name} with scales in row-major order", "the 128x4 order", name)
+    orders = ("row-major order", "the 128x4 order")
+    if q.swizzled != (mode == "block_scaled"):
+        expected = f"{name} with scales in {orders[mode == 'block_scaled']}"
+        refuse(_MATMUL, expected, orders[q.swizzled], name)
     return q.codes, q.scales, q.global_scale

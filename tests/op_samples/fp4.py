@@ -43,6 +43,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     a = torch.ops.wlib.fp4_quantize(torch.randn(5, 64), carrier="e4m3")
     b = torch.ops.wlib.fp4_quantize(torch.randn(32, 64), scale_rule="amax", format="nvfp4")
     c = torch.ops.wlib.fp4_quantize(torch.randn(64, 32))
+    d = torch.ops.wlib.fp4_quantize(torch.randn(8, 64), swizzle=True)
     random = {"rounding": "stochastic", "seed": torch.tensor(7), "offset": 3}
     eden = {"format": "nvfp4", "scale_rule": "amax", "rounding": "ms_eden",
             "seed": torch.tensor([7, 1])}  # fmt: skip
@@ -66,6 +67,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("fp4_matmul.default", (a[3], a[4], a[0], a[1]), {"out_dtype": torch.float32}),
         ("fp4_matmul.default", (b[0], b[1], a[0], a[1], b[2]), {"mode": "bf16", "alpha": 0.5}),
         ("fp4_matmul.default", (a[0], a[1], a[0], a[1]), {"mode": "exact32"}),
+        ("fp4_matmul.default", (d[0], d[1], d[0], d[1]), {"mode": "block_scaled"}),
         ("hadamard.default", (torch.randn(2, 3, 64).half(), 32, signs), {"inverse": True}),
         ("hadamard.default", (torch.randn(5, 200)[:, 16:80], 64), {}),
     ]  # fmt: skip

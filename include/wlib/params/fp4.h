@@ -16,7 +16,7 @@ namespace wlib::fp4 {
 // blocks along a row, row-major; of mxfp4 E8M0, of nvfp4 E4M3 times one global scale.
 struct Packed {
   const uint8_t* codes;       // [rows, columns / 2]
-  const uint8_t* scales;      // [rows, columns / block]
+  const uint8_t* scales;      // [rows, columns / block], or swizzled: MatmulMode::kBlockScaled
   const float* global_scale;  // scalar, or null for mxfp4
 };
 
@@ -116,7 +116,7 @@ struct Operand {
   const float* row_scale;  // [rows]
   Carrier carrier_type;    // kNone: packed
 };
-enum class MatmulMode : int { kFold8, kBF16, kExact32 };
+enum class MatmulMode : int { kFold8, kBF16, kExact32, kBlockScaled };
 struct MatmulParams {
   Operand a, b;
   int64_t k;
