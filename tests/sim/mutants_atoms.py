@@ -30,6 +30,9 @@ CONTROLS = [
 _SUMS = [
     mutant("runs beyond the row taken as whole", "global-bounds", RUNS,
            "return count >= kRun &&", "return count >= 1 &&"),
+    mutant("runs at odd addresses moved at once", "misaligned", RUNS,
+           "return count >= kRun && (reinterpret_cast<uintptr_t>(data) + at * bytes) % 16 == 0;",
+           "return count >= kRun;"),
     mutant("halves of a word swapped", "numerics", RUNS,
            "low[i / kRun].word[i % kRun / 2] >> i % 2 * 16",
            "low[i / kRun].word[i % kRun / 2] >> (i + 1) % 2 * 16"),
