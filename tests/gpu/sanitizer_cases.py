@@ -71,8 +71,8 @@ def atoms_are_right(device: str) -> bool:
     return all(map(torch.equal, run(device), run("cpu")))
 
 
-def attention_is_right(dim: int, splits: int, device: str) -> bool:
-    """Equal scores: means of the values, over blocks of the cache and new keys."""
+def attention_is_right(dim: int, splits: int, half: bool, device: str) -> bool:
+    """Equal scores: means of the values, over blocks of the cache and, in FP32, new keys."""
     draw = torch.Generator().manual_seed(dim)
     values = torch.randint(-7, 8, (192, 1, dim), generator=draw).float()
     values[:, :, 0] = 7
@@ -91,10 +91,11 @@ def attention_is_right(dim: int, splits: int, device: str) -> bool:
             max_seqlen_q=64,
             seqused_k=torch.tensor([192], dtype=torch.int32, device=device),
             page_table=pages.to(device),
-            k_new=new.to(device),
-            v_new=new.to(device),
-            k_new_scale=one,
-            v_new_scale=one,
+            k_new=None if half else new.to(device),
+            v_new=None if half else new.to(device),
+            k_new_scale=None if half else one,
+            v_new_scale=None if half else one,
+            allow_fp16_scores=half,
             causal=False,
             num_splits=splits,
             out_dtype=torch.float32,
@@ -129,10 +130,14 @@ def main(device: str) -> int:
         right = sparse_is_right(m, n, k, device)
         wrong += not right
         print(f"sparse M={m} N={n} K={k}: {'right' if right else 'WRONG'}", flush=True)
-    for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
-        right = attention_is_right(dim, splits, device)
+    for dim, splits, half in (
+        *((64, 1, False), (128, 1, False), (256, 1, False), (128, 2, False)),
+        *((64, 1, True), (256, 1, True)),
+    ):
+        right = attention_is_right(dim, splits, half, device)
         wrong += not right
-        print(f"attention D={dim} splits={splits}: {'right' if right else 'WRONG'}", flush=True)
+        name = f"attention D={dim} splits={splits} half={half}"
+        print(f"{name}: {'right' if right else 'WRONG'}", flush=True)
     right = atoms_are_right(device)
     wrong += not right
     print(f"atoms: {'right' if right else 'WRONG'}", flush=True)
