@@ -83,13 +83,14 @@ def attention_is_right(dim: int, splits: int, half: bool, device: str) -> bool:
     def run(device: str) -> torch.Tensor:
         cache = wlib.Int4KVCache(*(t.to(device) for t in (kv.k, kv.v, kv.k_scale, kv.v_scale)))
         one = torch.ones(64, 1, device=device)
+        cached = 128 if half else 192  # a power of two of keys in all
         out = wlib.attention_prefill(
             q.to(device),
             cache,
             q_scale=torch.ones(64, 3, device=device),
             cu_seqlens_q=torch.tensor([0, 64], dtype=torch.int32, device=device),
             max_seqlen_q=64,
-            seqused_k=torch.tensor([192], dtype=torch.int32, device=device),
+            seqused_k=torch.tensor([cached], dtype=torch.int32, device=device),
             page_table=pages.to(device),
             k_new=None if half else new.to(device),
             v_new=None if half else new.to(device),
