@@ -126,13 +126,8 @@ def test_dry_run(tmp_path: Path) -> None:
     log = (tmp_path / "run.log").read_text()
     assert "needs an sm_90 GPU" in log
     titles = [title for title, _ in sanitizer_cases.checks()]
-    assert {title.split()[0] for title in titles} >= {
-        "int4fp8",
-        "sparse",
-        "linear",
-        "fp4",
-        "attention",
-    }
+    families = {"int4fp8", "sparse", "linear", "fp4", "attention", "cache", "atoms"}
+    assert {title.split()[0] for title in titles} == families
     assert [f"{title}: right" in log for title in titles] == [True] * len(titles)
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} >= {"wlib", "torch_bf16", "copy"}

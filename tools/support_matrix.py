@@ -130,9 +130,8 @@ def _simulated_int4fp8() -> Iterator[str]:
 
 
 def _simulated_prefill() -> Iterator[str]:
-    yield from (
-        f"attention_kernel<AttentionConfig<{dim}>>" for dim in wlib_probe.attention_instances()
-    )
+    for dim, half in wlib_probe.attention_instances():
+        yield f"attention_kernel<AttentionConfig<{dim}, {str(half).lower()}>>"
     yield "combine_kernel"
     types = ("__half", "__nv_bfloat16", "float")
     for kernel in ("append", "quantize_queries"):

@@ -101,10 +101,10 @@ std::vector<ItemSteps> attention_items(const AttentionParams& params, int splits
   return items;
 }
 
-std::vector<int> attention_instances() {
-  std::vector<int> dims;
-  for (const Instance& i : kInstances) dims.push_back(i.head_dim);
-  return dims;
+std::vector<std::pair<int, bool>> attention_instances() {
+  std::vector<std::pair<int, bool>> found;
+  for (const Instance& i : kInstances) found.emplace_back(i.head_dim, i.half_scores);
+  return found;
 }
 
 }  // namespace wlib::prefill

@@ -1,6 +1,7 @@
 // The attention kernel in the simulator.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "sim/api.h"
@@ -17,7 +18,7 @@ struct AttentionLaunch {
 sim::Report simulate_attention(const AttentionParams& params, const AttentionLaunch& launch,
                                float* parts, const sim::Options& options);
 
-std::vector<int> attention_instances();  // head_dim
+std::vector<std::pair<int, bool>> attention_instances();  // head_dim, FP16 scores
 
 // The items in the order in which CTAs take them.
 struct ItemSteps {

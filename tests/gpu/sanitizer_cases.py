@@ -111,8 +111,8 @@ def fp4_is_right(arguments: dict[str, Any], device: str) -> bool:
     return all(map(torch.equal, *results))
 
 
-def attention_is_right(dim: int, splits: int, device: str) -> bool:
-    """Equal scores: means of the values, over blocks of the cache and new keys."""
+def attention_is_right(dim: int, splits: int, half: bool, device: str) -> bool:
+    """Equal scores: means of the values, over blocks of the cache and, in FP32, new keys."""
     draw = torch.Generator().manual_seed(dim)
     values = torch.randint(-7, 8, (192, 1, dim), generator=draw).float()
     values[:, :, 0] = 7
@@ -123,18 +123,20 @@ def attention_is_right(dim: int, splits: int, device: str) -> bool:
     def run(device: str) -> torch.Tensor:
         cache = wlib.Int4KVCache(*(t.to(device) for t in (kv.k, kv.v, kv.k_scale, kv.v_scale)))
         one = torch.ones(64, 1, device=device)
+        cached = 128 if half else 192  # a power of two of keys in all
         out = wlib.attention_prefill(
             q.to(device),
             cache,
             q_scale=torch.ones(64, 3, device=device),
             cu_seqlens_q=torch.tensor([0, 64], dtype=torch.int32, device=device),
             max_seqlen_q=64,
-            seqused_k=torch.tensor([192], dtype=torch.int32, device=device),
+            seqused_k=torch.tensor([cached], dtype=torch.int32, device=device),
             page_table=pages.to(device),
-            k_new=new.to(device),
-            v_new=new.to(device),
-            k_new_scale=one,
-            v_new_scale=one,
+            k_new=None if half else new.to(device),
+            v_new=None if half else new.to(device),
+            k_new_scale=None if half else one,
+            v_new_scale=None if half else one,
+            allow_fp16_scores=half,
             causal=False,
             num_splits=splits,
             out_dtype=torch.float32,
@@ -202,8 +204,12 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
         yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
     for name, arguments in FP4_CASES.items():
         yield f"fp4 {name}", partial(fp4_is_right, arguments)
-    for dim, splits in ((64, 1), (128, 1), (256, 1), (128, 2)):
-        yield f"attention D={dim} splits={splits}", partial(attention_is_right, dim, splits)
+    for dim, splits, half in (
+        *((64, 1, False), (128, 1, False), (256, 1, False), (128, 2, False)),
+        *((64, 1, True), (256, 1, True)),
+    ):
+        title = f"attention D={dim} splits={splits} half={half}"
+        yield title, partial(attention_is_right, dim, splits, half)
     for dim in (64, 128, 256):
         yield f"cache D={dim}", partial(cache_is_right, dim)
     yield "atoms", atoms_are_right

@@ -28,11 +28,22 @@ def check(s: Sequences, **options: Any) -> None:
     check_result(s, *attention(s, **options), **options)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (4, 2), (16, 1), (3, 1)])
-def test_causal(dim: int, heads: int, kv_heads: int) -> None:
-    check(make([65, 1, 7], [65, 64, 200], heads=heads, kv_heads=kv_heads, dim=dim))
-    check(make([300, 0, 500], [1000, 7, 3000], heads=heads, kv_heads=kv_heads, dim=dim))
+def test_causal(dim: int, heads: int, kv_heads: int, half: bool) -> None:
+    for queries, cached in (([65, 1, 7], [65, 64, 200]), ([300, 0, 500], [1000, 7, 3000])):
+        s = make(queries, cached, heads=heads, kv_heads=kv_heads, dim=dim)
+        check(s, allow_fp16_scores=half)
+
+
+@pytest.mark.parametrize("dim", [64, 128, 256])
+def test_fp16_scores_with_windows_splits_and_every_scale(dim: int) -> None:
+    s = make([70, 300], [350, 64], dim=dim, smooth=True)
+    s.q_scale[4:8] *= -1
+    for scale in (0.01, 0.1, -0.1, 0.5):
+        check(s, softmax_scale=scale, allow_fp16_scores=True, window_size=(100, 0))
+        check(s, softmax_scale=scale, allow_fp16_scores=True, causal=False, num_splits=3)
 
 
 @pytest.mark.parametrize("dim", [64, 128, 256])
@@ -64,11 +75,12 @@ def test_equal_scores_give_the_exact_mean(dim: int) -> None:
     assert torch.equal(out.double(), expected)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("splits", [1, 4])
-def test_runs_agree_bit_for_bit(splits: int) -> None:
-    s = make([300, 500], [1000, 3000], dim=128, new=True)
-    first, first_lse = attention(s, num_splits=splits)
+def test_runs_agree_bit_for_bit(splits: int, half: bool) -> None:
+    s = make([300, 500], [1000, 3000], dim=128, new=not half)
+    first, first_lse = attention(s, num_splits=splits, allow_fp16_scores=half)
     for _ in range(5):
-        out, lse = attention(s, num_splits=splits)
+        out, lse = attention(s, num_splits=splits, allow_fp16_scores=half)
         assert torch.equal(out, first)
         assert torch.equal(lse, first_lse)

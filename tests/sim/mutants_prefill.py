@@ -295,9 +295,6 @@ _HALF = [
     ),
     mutant("mask of the other row", "numerics", HALF, "tile, v % 2, column", "tile, 0, column"),
     mutant(
-        "largest scores of the rows swapped", "numerics", HALF, "r ? of_rows.y", "!r ? of_rows.y"
-    ),
-    mutant(
         "largest score without the odd keys",
         "numerics",
         HALF,
@@ -320,18 +317,7 @@ _HALF = [
     ),
     mutant("scale of the keys overflows", "numerics", HALF, "scale = kLargestHalf;", ";"),
     mutant("scale of the keys becomes zero", "numerics", HALF, "scale = kSmallestHalf;", ";"),
-    mutant(
-        "keys' scales of other columns", "numerics", HALF, "s[v], k.of[v / 2]", "s[v], k.of[v / 4]"
-    ),
-    mutant("values' scales missing", "numerics", HALF, "s[v], scale.of[v / 2]", "s[v], 0x3c003c00"),
     mutant("sum of one half", "numerics", HALF, "(two.x + two.y)", "two.x"),
-    mutant(
-        "sum of half the keys",
-        "numerics",
-        HALF,
-        "half = kScores / 8; half > 0",
-        "half = kScores / 8; half > 1",
-    ),
     mutant(
         "fragment of the wrong keys",
         "numerics",
@@ -345,13 +331,6 @@ _HALF = [
         CONFIG,
         "key % 8 / 2 * (kKeys / 4) + key / 8 * 2 + key % 2",
         "key",
-    ),
-    mutant(
-        "unit of the keys' scales lost",
-        "numerics",
-        EXPAND,
-        "(values ? to.unit : to.k_unit) = unit;",
-        "to.unit = to.k_unit = unit;",
     ),
     mutant(
         "signs of the queries kept", "numerics", KERNEL, " < 0 ? 0x80808080 : 0", " < 0 ? 0 : 0"
