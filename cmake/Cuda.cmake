@@ -1,8 +1,8 @@
 # Decides whether CUDA kernels are built: by whether an nvcc is there, never by whether a GPU is.
-# wlib_cuda_kernels(file.cu [ARCHS archs...] [PORTABLE] [INSTANCES values...]): compiles the family's file into _C if there
-# is an nvcc: for 90a; with ARCHS for each of them that is in WLIB_CUDA_ARCHS, with -DWLIB_ARCH=<number>; with PORTABLE once,
-# for all of WLIB_CUDA_ARCHS, with -DWLIB_ARCHS=<numbers>; with INSTANCES once per value with -DWLIB_INSTANCE=<value>, so that
-# instances compile side by side.
+# wlib_cuda_kernels(file.cu [PORTABLE] [ARCHS archs...] [INSTANCES values...]): compiles the family's file into _C if there
+# is an nvcc: for 90a; with PORTABLE for all of WLIB_CUDA_ARCHS in one object, with -DWLIB_HAS_SM<arch> for each; with ARCHS
+# once for each of them that is in WLIB_CUDA_ARCHS, with -DWLIB_ARCH=<number>; with INSTANCES once per value with
+# -DWLIB_INSTANCE=<value>, so that instances compile side by side.
 
 set(WLIB_CUDA_ARCHS 90a CACHE STRING "Architectures to compile for: 90a, and 100a, 120a where there are kernels for them")
 foreach(arch IN LISTS WLIB_CUDA_ARCHS)
@@ -101,9 +101,9 @@ function(wlib_cuda_kernels source)
         set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES ${arch}-real)
       endif()
       if(arg_PORTABLE)
-        string(REPLACE a "" numbers "${WLIB_CUDA_ARCHS}")
-        list(JOIN numbers "," numbers)
-        target_compile_definitions(${target} PRIVATE WLIB_ARCHS=${numbers})
+        list(TRANSFORM WLIB_CUDA_ARCHS TOUPPER OUTPUT_VARIABLE built)
+        list(TRANSFORM built PREPEND WLIB_HAS_SM)
+        target_compile_definitions(${target} PRIVATE ${built})
         list(TRANSFORM WLIB_CUDA_ARCHS APPEND -real OUTPUT_VARIABLE real)
         set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${real}")
       endif()

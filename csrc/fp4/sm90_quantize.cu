@@ -7,8 +7,16 @@
 namespace wlib::fp4 {
 namespace {
 
-// Nothing here is Hopper's own: WLIB_ARCHS says what this file was compiled for.
-constexpr std::initializer_list<int> kArchs = {WLIB_ARCHS};
+// Nothing here is Hopper's own, so a build may ask for more architectures (PORTABLE).
+constexpr std::initializer_list<int> kArchs = {
+    90,
+#ifdef WLIB_HAS_SM100A
+    100,
+#endif
+#ifdef WLIB_HAS_SM120A
+    120,
+#endif
+};
 
 const char* text(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
