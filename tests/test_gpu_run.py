@@ -123,6 +123,8 @@ def test_dry_run(tmp_path: Path) -> None:
     assert "# int4fp8 on CPU" in text
     log = (tmp_path / "run.log").read_text()
     assert "needs an sm_90 GPU" in log
-    assert log.count(": right") == 19  # 11 of int4fp8, 3 sparse, 4 of attention, the atoms
+    assert (
+        log.count(": right") == 23
+    )  # 11 of int4fp8, 3 sparse, 4 of attention, 4 of fp4, the atoms
     rows = [json.loads(line) for line in (tmp_path / "int4fp8.jsonl").read_text().splitlines()]
     assert {row["arm"] for row in rows} >= {"wlib", "torch_bf16", "copy"}

@@ -120,7 +120,17 @@ def _simulated_atoms() -> Iterator[str]:
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
 
 
+def _simulated_fp4() -> Iterator[str]:
+    carriers = [f"Carriers<(Fp8){a}, (Fp8){b}>, 256, 4" for a in (0, 1) for b in (0, 1)]
+    codes = ("FoldedCodes", "BF16Codes")
+    for tile in (*carriers, *(f"{source}, 256, 3" for source in codes)):
+        yield f"matmul_kernel<MatmulConfig<{tile}>>"
+    yield from (f"arrange_scales_kernel<{source}>" for source in codes)
+    yield "exact_kernel"
+
+
 SIMULATED = {
+    "fp4": _simulated_fp4,
     "int4fp8": _simulated_int4fp8,
     "prefill": _simulated_prefill,
     "atoms": _simulated_atoms,

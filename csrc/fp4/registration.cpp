@@ -2,6 +2,7 @@
 // ops.
 #include <torch/csrc/stable/library.h>
 
+#include "fp4/matmul_cuda.h"
 #include "fp4/ops.h"
 #include "torch/dispatch_table.h"
 
@@ -43,8 +44,9 @@ WLIB_EXPORT const char* wlib_fp4_dispatch() {
       {"fp4_quantize", quantizer},
       {"fp4_requantize_t", quantizer},
       {"fp4_matmul",
-       "cpu, mode exact32: multiplies codes\n"
-       "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n"},
+       std::string("cpu, mode exact32: multiplies codes\n"
+                   "cpu, mode fold8 or bf16: dequantises, then torch.mm in float32\n") +
+           WLIB_CUDA_ROWS(matmul_cuda_rows())},
       {"fp4_signs", "cpu: one draw\n"},
       {"hadamard", "cpu: one row at a time\n"},
   });

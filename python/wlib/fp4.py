@@ -293,9 +293,11 @@ def fp4_matmul(
         b: [N, K].
         alpha: factor of the result.
         out_dtype: bfloat16, float16 or float32.
-        mode: "fold8": mxfp4 on FP8 tensor cores, from carriers where the operands have them;
-            "bf16": on BF16 tensor cores, for nvfp4 too; "exact32": packed mxfp4, the sum of 32
-            products is exact, slow; "auto": "fold8" if both are mxfp4, else "bf16".
+        mode: "fold8": mxfp4 on FP8 tensor cores, from carriers if both operands have them, else
+            from codes, whose scales may then span 29 binades in a row (on CUDA, rows that span
+            more send the whole product to BF16 tensor cores); "bf16": codes on BF16 tensor cores,
+            for nvfp4 too; "exact32": mxfp4 codes, the sum of 32 products is exact, slow; "auto":
+            "fold8" if both are mxfp4, else "bf16".
 
     Returns:
         [M, N] of out_dtype.
@@ -304,15 +306,17 @@ def fp4_matmul(
         TypeError: out_dtype is none of the above, or an operand is no FP4Tensor.
         ValueError: shapes or devices do not fit, scales are swizzled, or the mode does not serve
             the operands.
-        NotImplementedError: no kernel serves the device.
+        NotImplementedError: no kernel serves the device, or, on CUDA, one operand is only a carrier
+            while the other one has none or the mode is "bf16", or K is no multiple of 32.
     """
     for name, q in (("a", a), ("b", b)):
         if not isinstance(q, FP4Tensor):
             refuse(_MATMUL, f"{name} to be an FP4Tensor", type(q).__name__, name, TypeError)
     if mode == "auto":
         mode = "fold8" if a.format == b.format == "mxfp4" else "bf16"
-    a_values, a_scale, a_global = _operand("a", a, mode)
-    b_values, b_scale, b_global = _operand("b", b, mode)
+    carriers = mode == "fold8" and a.carrier is not None and b.carrier is not None
+    a_values, a_scale, a_global = _operand("a", a, carriers)
+    b_values, b_scale, b_global = _operand("b", b, carriers)
     try:
         y: Tensor = torch.ops.wlib.fp4_matmul(
             a_values,
@@ -421,9 +425,10 @@ def _collect(
     return FP4Tensor(format, **found, swizzled=swizzle != "none")
 
 
-def _operand(name: str, q: FP4Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _operand(name: str, q: FP4Tensor, carrier: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values, scales and global scale of an operand as the op takes them."""
-    if q.carrier is not None and (mode == "fold8" or q.codes is None):
+    if carrier or q.codes is None:
+        assert q.carrier is not None
         assert q.row_scale is not None
         return q.carrier, q.row_scale, None
     assert q.codes is not None

@@ -3,6 +3,7 @@
 Usage: python sanitizer_cases.py [cuda | cpu]
 """
 
+import dataclasses
 import sys
 
 import torch
@@ -107,6 +108,35 @@ def attention_is_right(dim: int, splits: int, device: str) -> bool:
     return float(error) <= (0 if splits == 1 else 1e-5)
 
 
+def fp4_is_right(format: str, emit: tuple[str, ...], mode: str, device: str) -> bool:
+    """Whole numbers and odd sizes, all tails."""
+    draw = torch.Generator().manual_seed(2)
+    values = (torch.randint(-2, 3, (rows, 416), generator=draw).float() for rows in (150, 270))
+    a, b = (wlib.fp4_quantize(v, format, emit=emit) for v in values)
+
+    def run(device: str) -> torch.Tensor:
+        sides = []
+        for q in (a, b):
+            fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(q)}
+            moved = {
+                k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in fields.items()
+            }
+            sides.append(wlib.FP4Tensor(**moved))
+        return wlib.fp4_matmul(sides[0], sides[1], 0.5, torch.float32, mode).cpu()
+
+    # nvfp4's scales are no powers of two: sums round.
+    error = (run(device) - run("cpu")).abs().max()
+    return float(error) <= (1e-3 if format == "nvfp4" else 0)
+
+
+FP4_CASES = (
+    ("mxfp4", ("carrier_e4m3",), "fold8"),
+    ("mxfp4", ("fp4",), "fold8"),
+    ("mxfp4", ("fp4",), "exact32"),
+    ("nvfp4", ("fp4",), "bf16"),
+)
+
+
 def main(device: str) -> int:
     """Run every case on `device`; return 1 if a result is wrong."""
     wrong = 0
@@ -133,6 +163,10 @@ def main(device: str) -> int:
         right = attention_is_right(dim, splits, device)
         wrong += not right
         print(f"attention D={dim} splits={splits}: {'right' if right else 'WRONG'}", flush=True)
+    for format, emit, mode in FP4_CASES:
+        right = fp4_is_right(format, emit, mode, device)
+        wrong += not right
+        print(f"fp4 {format} {emit[0]} {mode}: {'right' if right else 'WRONG'}", flush=True)
     right = atoms_are_right(device)
     wrong += not right
     print(f"atoms: {'right' if right else 'WRONG'}", flush=True)

@@ -16,6 +16,25 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
+// Byte i of the result is that byte of `bytes` (0..3) or `more` (4..7) that the lower three bits of
+// nibble i of `selector` name; or, where the nibble's upper bit is set, eight copies of its top
+// bit.
+WLIB_DEVICE uint32_t permute_bytes(uint32_t bytes, uint32_t more, uint32_t selector) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(bytes), "r"(more), "r"(selector));
+  return out;
+#else
+  const uint64_t from = uint64_t(more) << 32 | bytes;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t nibble = selector >> 4 * i, byte = from >> (nibble & 7) * 8 & 0xff;
+    out |= (nibble & 8 ? byte >> 7 ? 0xffu : 0u : byte) << 8 * i;
+  }
+  return out;
+#endif
+}
+
 // Index of the lowest bit that is set; there is one.
 WLIB_DEVICE int lowest_bit(uint32_t bits) {
 #if WLIB_ON_DEVICE
