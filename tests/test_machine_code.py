@@ -89,6 +89,18 @@ def test_the_compiler_may_not_contract_what_decides_codes_of_fp4() -> None:
     assert "--fmad=false" in entry["command"].split()
 
 
+def test_fp4_matmuls_do_not_wait_more_than_they_say(kernels: dict[str, Kernel]) -> None:
+    prefix = "fp4::matmul_kernel<MatmulConfig<"
+    found = {name.removeprefix(prefix): k for name, k in kernels.items() if name.startswith(prefix)}
+    assert len(found) == 4 + 2  # pairs of carriers; codes as FP8, as BF16
+    for name, kernel in found.items():
+        assert kernel.wgmma == 4 * 4  # k steps, parts of the columns
+        assert kernel.waits == 4  # parts
+        packed = not name.startswith("Carriers")
+        # A thread has 64 codes (32 for BF16), and eleven instructions expand eight.
+        assert kernel.alu <= (100 if packed else 10), name
+
+
 def test_quantisers_leave_room_for_a_thousand_threads(kernels: dict[str, Kernel]) -> None:
     found = {name: k for name, k in kernels.items() if name.startswith("int4fp8::quantize_kernel<")}
     assert len(found) == 3 * 3  # inputs, types

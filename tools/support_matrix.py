@@ -163,6 +163,12 @@ def _simulated_fp4() -> Iterator[str]:
         f"{k}_kernel<{mx}>" for k in ("scan", "join", "quantize") for mx in ("false", "true")
     )
     yield from ("hadamard_kernel", "signs_kernel")
+    carriers = [f"Carriers<(Fp8){a}, (Fp8){b}>, 256, 4" for a in (0, 1) for b in (0, 1)]
+    codes = ("FoldedCodes", "BF16Codes")
+    for tile in (*carriers, *(f"{source}, 256, 3" for source in codes)):
+        yield f"matmul_kernel<MatmulConfig<{tile}>>"
+    yield from (f"arrange_scales_kernel<{source}>" for source in codes)
+    yield "exact_kernel"
 
 
 SIMULATED = {

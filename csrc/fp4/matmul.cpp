@@ -1,9 +1,15 @@
 // wlib::fp4_matmul: checks every argument, fills MatmulParams, picks CPU or CUDA.
 #include "fp4/block_scaled_op.h"
 #include "fp4/choices.h"
+#ifdef WLIB_HAS_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
 #include "fp4/cpu.h"
+#include "fp4/matmul_cuda.h"
 #include "fp4/ops.h"
 #include "torch/empty.h"
+#include "torch/stream.h"
 #include "wlib/layout/scales_128x4.h"
 
 namespace wlib::fp4 {
@@ -81,6 +87,30 @@ void check_mode(const Checker& check, const MatmulParams& p) {
                   carriers ? "a carrier" : "mxfp4 and nvfp4");
 }
 
+#ifdef WLIB_HAS_CUDA
+// The kernels move 16 bytes at a time and count rows and columns in 32 bits.
+void check_for_cuda(const Checker& check, const MatmulParams& p) {
+  if (const char* refusal = refuse_matmul_cuda(p)) throw_cuda_error(check, refusal);
+  const std::pair<const Operand&, const Names&> operands[] = {{p.a, kA}, {p.b, kB}};
+  for (const auto& [o, names] : operands) {
+    check.aligned(o.carrier ? o.carrier : o.packed.codes, names.values, 16);
+    check.require(o.rows < INT32_MAX / 2, names.values, "fewer than 2^30 rows", o.rows);
+  }
+  check.require(p.k < INT32_MAX / 2, "a", "rows of fewer than 2^30 values", p.k);
+}
+
+void matmul_on_cuda(const Checker& check, const MatmulParams& p, const Tensor& a) {
+  const int32_t device = a.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  // The tensor may go after the launch: the allocator reuses memory in stream order.
+  const int64_t shape[] = {matmul_cuda_workspace(p)};
+  const Tensor workspace = new_empty(a, shape, ScalarType::Byte);
+  if (const char* error =
+          matmul_cuda(p, workspace.mutable_data_ptr(), device, current_cuda_stream(device)))
+    throw_cuda_error(check, error);
+}
+#endif
+
 }  // namespace
 
 Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
@@ -99,20 +129,25 @@ Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Ten
   p.alpha = float(alpha);
   const ScalarType type = out_dtype.value_or(ScalarType::BFloat16);
   p.out_type = check.floating(type, "out_dtype");
+#ifdef WLIB_HAS_CUDA
+  if (a.is_cuda() && !swizzled) check_for_cuda(check, p);
+#else
+  if (a.is_cuda()) check.no_kernel("device cuda: this library was built without CUDA (rows: cpu)");
+#endif
   if (swizzled) check_block_scaled(check, p);
   const int64_t shape[] = {p.a.rows, p.b.rows};
   const Tensor y = new_empty(a, shape, type);
   p.y = y.mutable_data_ptr();
   if (p.a.rows == 0 || p.b.rows == 0) return y;
-  if (a.is_cpu()) {
+  if (a.is_cpu())
     matmul_cpu(p, a);
-    return y;
-  }
-  if (swizzled) {
+  else if (swizzled)
     block_scaled_on_cuda(check, p, a);
-    return y;
-  }
-  check.no_kernel("device cuda (rows: cpu)");
+#ifdef WLIB_HAS_CUDA
+  else
+    matmul_on_cuda(check, p, a);
+#endif
+  return y;
 }
 
 }  // namespace wlib::fp4

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "fp4/block_scaled.h"
+#include "fp4/matmul_cuda.h"
 #include "fp4/ops.h"
 #include "fp4/quantize_cuda.h"
 #include "torch/dispatch_table.h"
@@ -50,6 +51,7 @@ WLIB_EXPORT const char* wlib_fp4_dispatch() {
       {"fp4_requantize_t", quantizer},
       {"fp4_matmul", std::string("cpu, mode exact32: multiplies codes\n"
                                  "cpu, other modes: dequantises, then torch.mm in float32\n") +
+                         WLIB_CUDA_ROWS(matmul_cuda_rows()) +
                          WLIB_CUDA_ROWS(block_scaled_cuda_rows())},
       {"fp4_signs",
        std::string("cpu: one draw\n") + WLIB_CUDA_ROWS(quantize_cuda_rows("sm90_signs"))},

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "probe/bind.h"
+#include "probe/sim_fp4_matmul.h"
 #include "wlib/layout/scales_128x4.h"
 #include "wlib/numerics/e5m2.h"
 #include "wlib/numerics/fp4_carrier.h"
@@ -49,6 +50,41 @@ std::vector<uint32_t> scale_bits(uint64_t seed, uint32_t step, uint32_t stream, 
   return bits;
 }
 
+template <class T>
+const T* pointer(const py::dict& arrays, const char* name) {
+  return arrays.contains(name) ? arrays[name].cast<Array<T>>().data() : nullptr;
+}
+// {codes [r, k / 2], scales, perhaps global_scale []}, or {carrier [r, k], e5m2, row_scale [r]};
+// FP8 as its bits.
+fp4::Operand operand(const py::dict& arrays, int64_t* k) {
+  fp4::Operand o{};
+  const bool packed = arrays.contains("codes");
+  const auto values = arrays[packed ? "codes" : "carrier"].cast<Array<uint8_t>>();
+  o.rows = values.shape(0);
+  *k = values.shape(1) * (packed ? 2 : 1);
+  o.packed = {pointer<uint8_t>(arrays, "codes"), pointer<uint8_t>(arrays, "scales"),
+              pointer<float>(arrays, "global_scale")};
+  o.carrier = pointer<uint8_t>(arrays, "carrier");
+  o.row_scale = pointer<float>(arrays, "row_scale");
+  if (!packed)
+    o.carrier_type = arrays["e5m2"].cast<bool>() ? fp4::Carrier::kE5M2 : fp4::Carrier::kE4M3;
+  return o;
+}
+// y [m, n] float32, float16, or uint16 with the bits of BF16
+sim::Report matmul(const py::dict& a, const py::dict& b, py::array y, int mode, float alpha,
+                   int instance, int ctas, const sim::Options& options) {
+  fp4::MatmulParams p{};
+  p.a = operand(a, &p.k);
+  p.b = operand(b, &p.k);
+  p.mode = fp4::MatmulMode(mode);
+  p.alpha = alpha;
+  p.y = y.mutable_data();
+  p.out_type = y.itemsize() == 4         ? FloatType::kFloat32
+               : y.dtype().kind() == 'f' ? FloatType::kFloat16
+                                         : FloatType::kBFloat16;
+  return fp4::simulate_matmul(p, instance, ctas, options);
+}
+
 }  // namespace
 
 void bind_fp4(py::module_& m) {
@@ -68,6 +104,9 @@ void bind_fp4(py::module_& m) {
   m.def("fp4_row_scale", py::vectorize([](int biased) { return fp4::row_scale(biased); }));
   m.def("fp4_carrier_bytes", &carrier_bytes);
   m.def("fp4_mx_scales", &mx_scales, py::arg("x").noconvert(), py::arg("rule"));
+  m.def("fp4_matmul", &matmul, py::arg("a"), py::arg("b"), py::arg("y"), py::kw_only(),
+        py::arg("mode"), py::arg("alpha"), py::arg("instance"), py::arg("ctas"),
+        py::arg("options"));
   m.def("fp4_swizzled_scale", &fp4::swizzled_scale);
 }
 

@@ -293,12 +293,14 @@ def fp4_matmul(
         b: [N, K].
         alpha: factor of the result.
         out_dtype: bfloat16, float16 or float32.
-        mode: "fold8": mxfp4 on FP8 tensor cores, from carriers where the operands have them;
-            "bf16": on BF16 tensor cores, for nvfp4 too; "exact32": packed mxfp4, the sum of 32
-            products is exact, slow; "block_scaled": on Blackwell's FP4 tensor cores, packed
-            operands of one format with scales in the 128x4 order, K in multiples of 32 and rows of
-            the result in multiples of 16 bytes; "auto": "block_scaled" if both have that order
-            and no carrier, else "fold8" if both are mxfp4, else "bf16".
+        mode: "fold8": mxfp4 on FP8 tensor cores, from carriers if both operands have them, else
+            from codes, whose scales may then span 29 binades in a row (on CUDA, rows that span
+            more send the whole product to BF16 tensor cores); "bf16": codes on BF16 tensor cores,
+            for nvfp4 too; "exact32": mxfp4 codes, the sum of 32 products is exact, slow;
+            "block_scaled": on Blackwell's FP4 tensor cores, packed operands of one format with
+            scales in the 128x4 order, K in multiples of 32 and rows of the result in multiples of
+            16 bytes; "auto": "block_scaled" if both have that order and no carrier, else "fold8"
+            if both are mxfp4, else "bf16".
 
     Returns:
         [M, N] of out_dtype.
@@ -307,7 +309,8 @@ def fp4_matmul(
         TypeError: out_dtype is none of the above, or an operand is no FP4Tensor.
         ValueError: shapes or devices do not fit, scales have another order than the mode's, or
             the mode does not serve the operands.
-        NotImplementedError: no kernel serves the device.
+        NotImplementedError: no kernel serves the device, or, on CUDA, one operand is only a carrier
+            while the other one has none or the mode is "bf16", or K is no multiple of 32.
     """
     for name, q in (("a", a), ("b", b)):
         if not isinstance(q, FP4Tensor):
@@ -317,8 +320,9 @@ def fp4_matmul(
             mode = "block_scaled"
         else:
             mode = "fold8" if a.format == b.format == "mxfp4" else "bf16"
-    a_values, a_scale, a_global = _operand("a", a, mode)
-    b_values, b_scale, b_global = _operand("b", b, mode)
+    carriers = mode == "fold8" and a.carrier is not None and b.carrier is not None
+    a_values, a_scale, a_global = _operand("a", a, mode, carriers)
+    b_values, b_scale, b_global = _operand("b", b, mode, carriers)
     try:
         y: Tensor = torch.ops.wlib.fp4_matmul(
             a_values,
@@ -427,9 +431,12 @@ def _collect(
     return FP4Tensor(format, **found, swizzled=swizzle != "none")
 
 
-def _operand(name: str, q: FP4Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _operand(
+    name: str, q: FP4Tensor, mode: str, carrier: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Values, scales and global scale of an operand as the op takes them."""
-    if q.carrier is not None and (mode == "fold8" or q.codes is None):
+    if carrier or q.codes is None:
+        assert q.carrier is not None
         assert q.row_scale is not None
         return q.carrier, q.row_scale, None
     assert q.codes is not None

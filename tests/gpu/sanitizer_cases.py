@@ -3,6 +3,7 @@
 Usage: python sanitizer_cases.py [cuda | cpu]
 """
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -31,6 +32,12 @@ FP4_CASES: dict[str, dict[str, Any]] = {
     "ms_eden": {**NV, "rounding": "ms_eden", "seed": torch.tensor([1, 2]), "swizzle": True},
     "square": {**NV, "square": True},
 }
+FP4_MATMULS = (
+    ("mxfp4", ("carrier_e4m3",), "fold8"),
+    ("mxfp4", ("fp4",), "fold8"),
+    ("mxfp4", ("fp4",), "exact32"),
+    ("nvfp4", ("fp4",), "bf16"),
+)
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
@@ -175,6 +182,27 @@ def cache_is_right(dim: int, device: str) -> bool:
     return all(map(torch.equal, run(device), run("cpu")))
 
 
+def fp4_matmul_is_right(format: str, emit: tuple[str, ...], mode: str, device: str) -> bool:
+    """Whole numbers and odd sizes, all tails."""
+    draw = torch.Generator().manual_seed(2)
+    values = (torch.randint(-2, 3, (rows, 416), generator=draw).float() for rows in (150, 270))
+    a, b = (wlib.fp4_quantize(v, format, emit=emit) for v in values)
+
+    def run(device: str) -> torch.Tensor:
+        sides = []
+        for q in (a, b):
+            fields = {f.name: getattr(q, f.name) for f in dataclasses.fields(q)}
+            moved = {
+                k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in fields.items()
+            }
+            sides.append(wlib.FP4Tensor(**moved))
+        return wlib.fp4_matmul(sides[0], sides[1], 0.5, torch.float32, mode).cpu()
+
+    # nvfp4's scales are no powers of two: sums round.
+    error = (run(device) - run("cpu")).abs().max()
+    return float(error) <= (1e-3 if format == "nvfp4" else 0)
+
+
 def int4fp8_is_right(case: tuple[int, int, int, int, bool], device: str) -> bool:
     """The GEMM of one weight and of experts, and the quantisers of activations."""
     m, n, k, group_size, zero_point = case
@@ -204,6 +232,9 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
         yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
     for name, arguments in FP4_CASES.items():
         yield f"fp4 {name}", partial(fp4_is_right, arguments)
+    for format, emit, mode in FP4_MATMULS:
+        title = f"fp4 matmul {format} {emit[0]} {mode}"
+        yield title, partial(fp4_matmul_is_right, format, emit, mode)
     for dim, splits, half in (
         *((64, 1, False), (128, 1, False), (256, 1, False), (128, 2, False)),
         *((64, 1, True), (256, 1, True)),

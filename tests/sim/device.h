@@ -60,11 +60,11 @@ void bulk_store(void* global, const void* smem, uint32_t bytes);
 void bulk_commit();
 void bulk_wait_read(int pending);
 
-enum class Element : uint8_t { kE4M3, kBF16, kF16 };
+enum class Element : uint8_t { kE4M3, kE5M2, kBF16, kF16 };
 struct WgmmaShape {  // m64 n{n} k{32 bytes}, derived from CuTe's MMA_Traits
   int n, k, d_regs;
   bool a_in_registers;
-  Element element;
+  Element a, b;             // both of one size
   bool half_d;              // two FP16 numbers in each of d_regs, else one FP32 number
   const uint16_t* a_coord;  // [128][values of A per thread] -> m + 64 * k   (register A only)
   const uint16_t* d_coord;  // [128][numbers of D per thread] -> m + 64 * n

@@ -8,23 +8,29 @@
 
 #include "sim/machine.h"
 #include "wlib/numerics/e4m3.h"
+#include "wlib/numerics/e5m2.h"
 
 namespace wlib::sim {
 namespace {
 
+int element_bytes(dev::Element e) {
+  return e == dev::Element::kE4M3 || e == dev::Element::kE5M2 ? 1 : 2;
+}
+
 float decode(dev::Element type, const uint8_t* p) {
-  static const auto table = [] {
-    std::array<float, 256> t;
-    for (int i = 0; i < 256; ++i) t[i] = e4m3_to_float(uint8_t(i));
+  static const auto tables = [] {
+    std::array<std::array<float, 256>, 2> t;
+    for (int i = 0; i < 256; ++i) {
+      t[0][i] = e4m3_to_float(uint8_t(i));
+      t[1][i] = e5m2_to_float(uint8_t(i));
+    }
     return t;
   }();
-  if (type == dev::Element::kE4M3) return table[*p];
+  if (element_bytes(type) == 1) return tables[type == dev::Element::kE5M2][*p];
   const auto bits = uint16_t(p[0] | p[1] << 8);
   if (type == dev::Element::kF16) return __half2float(__builtin_bit_cast(__half, bits));
   return __builtin_bit_cast(float, uint32_t(bits) << 16);
 }
-
-int element_bytes(dev::Element e) { return e == dev::Element::kE4M3 ? 1 : 2; }
 
 // A K-major operand behind a 64-bit matrix descriptor (PTX ISA, "Matrix descriptor"), 128-byte
 // swizzle: groups of eight 128-byte rows, `stride` apart, in which address bits 4..6 are XORed with
@@ -85,19 +91,20 @@ Matrix fragments(const WgmmaOp& op) {
     const auto* regs = reinterpret_cast<const uint8_t*>(op.a_regs[t]);
     for (int v = 0; v < values; ++v) {
       const int mk = s.a_coord[t * values + v];
-      a[mk % 64 * s.k + mk / 64] = decode(s.element, regs + v * element_bytes(s.element));
+      a[mk % 64 * s.k + mk / 64] = decode(s.a, regs + v * element_bytes(s.a));
     }
   }
   return a;
 }
 
-Matrix tile(const dev::WgmmaShape& s, const uint8_t* shared, uint64_t descriptor, int rows) {
+Matrix tile(const dev::WgmmaShape& s, dev::Element type, const uint8_t* shared, uint64_t descriptor,
+            int rows) {
   const Operand from(descriptor);
-  const int bytes = element_bytes(s.element);
+  const int bytes = element_bytes(type);
   Matrix out(rows * s.k);
   for (int r = 0; r < rows; ++r) {
     for (int k = 0; k < s.k; ++k) {
-      out[r * s.k + k] = decode(s.element, shared + from.address(r, k * bytes) - kSharedWindow);
+      out[r * s.k + k] = decode(type, shared + from.address(r, k * bytes) - kSharedWindow);
     }
   }
   return out;
@@ -120,8 +127,8 @@ void Machine::evaluate(Warpgroup& group) {
   const WgmmaOp& op = group.ops.front();
   const dev::WgmmaShape& s = op.shape;
   const uint8_t* shared = group.cta->shared;
-  const Matrix a = s.a_in_registers ? fragments(op) : tile(s, shared, op.a_desc, 64);
-  const Matrix b = tile(s, shared, op.b_desc, s.n);
+  const Matrix a = s.a_in_registers ? fragments(op) : tile(s, s.a, shared, op.a_desc, 64);
+  const Matrix b = tile(s, s.b, shared, op.b_desc, s.n);
   Matrix d(64 * s.n);
   const auto accumulators = [&](auto&& move) {
     const int numbers = 64 * s.n / kWarpgroup;
@@ -132,7 +139,7 @@ void Machine::evaluate(Warpgroup& group) {
       }
     }
   };
-  const bool truncate = options.truncate_fp8 && s.element == dev::Element::kE4M3;
+  const bool truncate = options.truncate_fp8 && element_bytes(s.b) == 1;
   accumulators([&](const float* d, int v, float& to) { to = s.half_d ? half_of(d, v) : d[v]; });
   multiply(s, a, b, op.accumulate, truncate, d);
   accumulators([&](float* d, int v, float from) {

@@ -35,4 +35,20 @@ WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
   return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
 }
 
+// Products of two pairs of BF16; exact ones only, which the host does not round.
+WLIB_DEVICE uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+  return out;
+#else
+  const auto product = [&](uint32_t x, uint32_t y) {
+    return __builtin_bit_cast(uint32_t,
+                              __builtin_bit_cast(float, x) * __builtin_bit_cast(float, y));
+  };
+  const uint32_t high = product(a & 0xffff0000u, b & 0xffff0000u), low = product(a << 16, b << 16);
+  return (high & 0xffff0000u) | low >> 16;
+#endif
+}
+
 }  // namespace wlib::sm90

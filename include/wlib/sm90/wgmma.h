@@ -32,6 +32,21 @@ WLIB_WGMMA_E4M3(128)
 WLIB_WGMMA_E4M3(256)
 #undef WLIB_WGMMA_E4M3
 
+// FP8 operands of either type, N = 64.
+enum class Fp8 { kE4M3, kE5M2 };
+template <Fp8 kA, Fp8 kB>
+struct WgmmaFp8;
+#define WLIB_WGMMA_FP8(a, b)                                       \
+  template <>                                                      \
+  struct WgmmaFp8<Fp8::k##a, Fp8::k##b> {                          \
+    using Rs = cute::SM90::GMMA::MMA_64x64x32_F32##a##b##_RS_TN<>; \
+  };
+WLIB_WGMMA_FP8(E4M3, E4M3)
+WLIB_WGMMA_FP8(E4M3, E5M2)
+WLIB_WGMMA_FP8(E5M2, E4M3)
+WLIB_WGMMA_FP8(E5M2, E5M2)
+#undef WLIB_WGMMA_FP8
+
 constexpr auto kKMajor = cute::SM90::GMMA::Major::K;
 template <int kN>
 struct WgmmaBF16;
@@ -137,24 +152,32 @@ std::array<uint16_t, 128 * kPerThread> coordinates() {
   return table;
 }
 
+template <class T>
+constexpr sim::dev::Element kElement =
+    std::is_same_v<T, cute::float_e4m3_t>   ? sim::dev::Element::kE4M3
+    : std::is_same_v<T, cute::float_e5m2_t> ? sim::dev::Element::kE5M2
+    : std::is_same_v<T, cute::half_t>       ? sim::dev::Element::kF16
+                                            : sim::dev::Element::kBF16;
+
 // Filled before main(): a kernel must not write static memory.
 template <class Op>
 struct Shape {
   using Traits = cute::MMA_Traits<Op>;
-  using Element = sim::dev::Element;
   static constexpr int kN = cute::size<1>(typename Traits::Shape_MNK{});
   static constexpr int kK = cute::size<2>(typename Traits::Shape_MNK{});
   static constexpr bool kRegisterA = std::is_same_v<typename Op::ARegisters, uint32_t[4]>;
-  template <class T>
-  static constexpr bool kOf = std::is_same_v<typename Traits::ValTypeA, T>;
-  static constexpr Element kElement = kOf<cute::float_e4m3_t> ? Element::kE4M3
-                                      : kOf<cute::half_t>     ? Element::kF16
-                                                              : Element::kBF16;
   static constexpr bool kHalf = std::is_same_v<typename Traits::ValTypeD, cute::half_t>;
   static inline const auto a = coordinates<typename Traits::ALayout, kRegisterA ? kK / 2 : 1>();
   static inline const auto d = coordinates<typename Traits::CLayout, kN / 2>();
-  static inline const sim::dev::WgmmaShape value = {kN,       kK,    kAccumulators<Op>, kRegisterA,
-                                                    kElement, kHalf, a.data(),          d.data()};
+  static inline const sim::dev::WgmmaShape value = {kN,
+                                                    kK,
+                                                    kAccumulators<Op>,
+                                                    kRegisterA,
+                                                    kElement<typename Traits::ValTypeA>,
+                                                    kElement<typename Traits::ValTypeB>,
+                                                    kHalf,
+                                                    a.data(),
+                                                    d.data()};
 };
 
 }  // namespace detail

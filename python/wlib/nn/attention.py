@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -162,7 +162,8 @@ class Int4PrefillAttention(nn.Module):
         if cos is not None and sin is not None:
             k = _rotate(k, cos, sin)
         kv.append(k, v, _slots(len(q), cu_seqlens_q, seqlens_cached, page_table))
-        used, new = seqlens_cached, {}
+        used = seqlens_cached
+        new: dict[str, Any] = {}
         if self.new_keys == "int4":
             used = seqlens_cached + cu_seqlens_q.diff()
         else:

@@ -1,0 +1,61 @@
+"""Every bug planted in the kernels of fp4_matmul is caught, by the check we expect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fp4_matmul_problems import MatmulCase, carrier, mxfp4, nvfp4
+from sim.mutants_fp4_matmul import CONTROL, MUTANTS
+from sim.planting import Case, Mutant, Results, apply, run_all
+
+
+def make_cases() -> dict[str, list[Case]]:
+    """Two tiles or more, odd sizes, more than twice round the rings of two stages."""
+    cases: list[Case] = []
+    for seed, timing in enumerate(("random", "lazy")):
+        rng = np.random.default_rng(seed)
+        more: dict[str, Any] = {"ctas": 1 + seed % 2, "options": {"seed": seed, "timing": timing}}
+        wide = mxfp4(rng, 131, 640)
+        wide.arrays["scales"][:, 3] -= 60
+        cases += [
+            MatmulCase(carrier(rng, 130, 640, False), carrier(rng, 135, 640, True), **more),
+            MatmulCase(mxfp4(rng, 130, 640), mxfp4(rng, 135, 640), **more),
+            MatmulCase(mxfp4(rng, 130, 320), nvfp4(rng, 135, 320), "bf16", **more),
+            MatmulCase(one_block(wide, 3), one_block(mxfp4(rng, 135, 640), 3), **more),
+        ]
+    return {"sim_fp4_matmul.cpp": cases}
+
+
+def one_block(q: Any, block: int) -> Any:
+    """Zeros but for one block and one code, so that wide scales leave sums exact."""
+    codes = q.arrays["codes"]
+    kept = codes[:, block * 16 : block * 16 + 16].copy()
+    codes[:] = 0
+    codes[:, block * 16 : block * 16 + 16] = kept
+    return q
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_all([CONTROL, *MUTANTS], make_cases(), tmp_path_factory.mktemp("mutants"))
+
+
+def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
+    for mutant in MUTANTS:
+        apply(mutant, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_original_is_silent(results: Results) -> None:
+    assert results[CONTROL.name] == {"cases": 8, "fired": {}, "first": {}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
+def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
+    result = results[mutant.name]
+    assert mutant.caught_by in result["fired"], result
