@@ -138,6 +138,20 @@ def test_the_layer_is_sltrains_formula(dtype: torch.dtype) -> None:
         assert (error <= 3.1 * torch.finfo(dtype).eps / 2 * true_layer(p).magnitude).all()
 
 
+def test_flat_indices_of_sltrain_are_taken_as_they_are() -> None:
+    indices = torch.randperm(130 * 140)[:500]
+    values = torch.randn(500, requires_grad=True)
+    x, b, a = torch.randn(7, 140), torch.randn(130, 4), torch.randn(4, 140)
+    support, order = wlib.SparseSupport.from_indices(indices, 130, 140)
+    expected = wlib.sparse_lowrank_linear(x, b, a, values[order], support, 0.5)
+    y = wlib.sparse_lowrank_linear(x, b, a, values, indices, 0.5)
+    assert torch.equal(y, expected)
+    grads = [torch.autograd.grad(out.square().sum(), values)[0] for out in (y, expected)]
+    assert torch.equal(*grads)
+    with pytest.raises(ValueError, match=r"expected values of shape \[500\], got \[499\]"):
+        wlib.sparse_lowrank_linear(x, b, a, values[1:], indices)
+
+
 def test_random_layers_stay_within_the_bound() -> None:
     """Sums of float32 products in any order: rank + K + the chain's two sums of K and rank."""
     p = layer(torch.float32, draw=torch.randn)

@@ -268,7 +268,7 @@ def sparse_lowrank_linear(
     b: Tensor,
     a: Tensor,
     values: Tensor,
-    support: SparseSupport,
+    support: SparseSupport | Tensor,
     scale: float = 1.0,
     bias: Tensor | None = None,
 ) -> Tensor:
@@ -285,7 +285,8 @@ def sparse_lowrank_linear(
         b: B [N, r] of the dtype of x.
         a: A [r, K] of the dtype of x.
         values: [values] of S, any of these dtypes; float64 goes with float64.
-        support: of S, [N, K].
+        support: of S, [N, K]; or SLTrain's own flat indices n * K + k, int64 [values], which are
+            sorted in every call: make a `SparseSupport` of them once.
         scale: of the product B A; in SLTrain alpha / r.
         bias: None, or [N] of the dtype of x.
 
@@ -300,6 +301,10 @@ def sparse_lowrank_linear(
     if a.dim() != 2 or b.dim() != 2:
         wrong, name = (a, "a") if a.dim() != 2 else (b, "b")
         refuse(_LINEAR, f"{name} of two dimensions", list(wrong.shape), name)
+    if isinstance(support, Tensor):
+        check_shape(_LINEAR, "values", values, [support.numel()])
+        support, order = SparseSupport.from_indices(support, b.shape[0], a.shape[1])
+        values = values[order]
     return _linear(x, b, a, values, support.positions, support.offsets, support.shape, scale, bias)
 
 
