@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import wlib
 from example_modules import example
+from wlib import _ops_fp4_linear
 from wlib.fp4_recipe import RECIPES
 from wlib.nn import FP4Linear
 
@@ -69,6 +70,39 @@ def test_cosines(name: str, heavy: bool) -> None:
     _, dx, dw = gradients(backward, x.bfloat16().float(), w.bfloat16().float(), dy)
     assert cosine(dx, dy @ w) >= COSINES[name][1]
     assert cosine(dw, dy.T @ x) >= COSINES[name][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "switch"),
+    [
+        (name, switch)
+        for name, recipe in RECIPES.items()
+        for switch in ({}, *SWITCHES)
+        if recipe.requantize_x or "forward" not in switch  # else there is no such recipe
+    ],
+    ids=str,
+)
+def test_every_product_is_one_that_the_gpu_has_a_kernel_for(
+    name: str, switch: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two carriers or two packed matrices, rows of a multiple of 32; docs/design/fp4_matmul.md."""
+    seen = []
+    multiply = _ops_fp4_linear._multiply
+
+    def recorded(a: list[Tensor], b: list[Tensor], *rest: Any) -> Tensor:
+        seen.append((a, b))
+        return multiply(a, b, *rest)
+
+    monkeypatch.setattr(_ops_fp4_linear, "_multiply", recorded)
+    x, w, dy = problem(5, 17, 9)
+    got = gradients(dataclasses.replace(RECIPES[name], **switch), x, w, dy)
+    assert min(map(cosine, got, (x @ w.T, dy @ w, dy.T @ x))) > 0.9
+    assert len(seen) == 3 - list(switch.values()).count("bf16")
+    for pair in seen:
+        carriers = [six[3].shape != (0,) for six in pair]
+        assert carriers[0] == carriers[1]
+        for six, carrier in zip(pair, carriers, strict=True):
+            assert (six[3] if carrier else six[0]).shape[1] % (32 if carrier else 16) == 0
 
 
 @pytest.mark.parametrize("name", ["wlib", "quartet2", "quartet_v1"])

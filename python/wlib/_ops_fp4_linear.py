@@ -22,7 +22,7 @@ _CODES, _SCALES, _GLOBAL, _CARRIER, _ROW_SCALE, _MASK = range(6)
 Six = list[Tensor]
 # Offsets of the random roundings of one step.
 _DY, _W, _X = range(3)
-_FP8_UNIT = 32  # columns of an FP8 operand come in multiples of it
+_UNIT = 32  # columns of an operand come in multiples of it: what the GPU's matmuls take
 
 
 def there(tensor: Tensor) -> bool:
@@ -32,10 +32,12 @@ def there(tensor: Tensor) -> bool:
 
 def forward_unit(recipe: FP4Recipe) -> int:
     """K is padded to a multiple of this."""
-    if recipe.forward == "fp8":
-        return _FP8_UNIT
-    block = 32 if recipe.format == "mxfp4" else 16
-    return max(block, recipe.hadamard)
+    return _UNIT if recipe.forward == "fp8" else max(_UNIT, recipe.hadamard)
+
+
+def saves_transposed(recipe: FP4Recipe) -> bool:
+    """Whether x is saved quantised for dW, instead of as the forward pass multiplied it."""
+    return not recipe.requantize_x and recipe.wgrad == "fp4"
 
 
 def padded(matrix: Tensor, rows: int = 1, columns: int = 1) -> Tensor:
@@ -110,8 +112,8 @@ def _saved(x: Tensor, six: Six, rng: Tensor, recipe: FP4Recipe) -> tuple[Tensor,
     if recipe.forward == "fp8":
         tensors = (six[_CARRIER], six[_ROW_SCALE], None, None)
     elif recipe.forward == "fp4":
-        if not recipe.requantize_x:
-            six = Backward(recipe, rng, x.shape[1]).x_transposed(padded(x, columns=16))
+        if saves_transposed(recipe):
+            six = Backward(recipe, rng, x.shape[1]).x_transposed(padded(x, columns=_UNIT))
         tensors = [six[i] if there(six[i]) else None for i in (_CODES, _SCALES, _GLOBAL, _MASK)]
     # An op may not return one tensor twice.
     return tuple(x.new_empty(0, dtype=torch.uint8) if t is None else _octets(t) for t in tensors)
@@ -174,9 +176,9 @@ def _fake(
     if chosen.forward == "bf16":
         return y, octets(0), octets(0), octets(0), octets(0)
     if chosen.forward == "fp8":
-        return y, octets(m, -(-k // _FP8_UNIT) * _FP8_UNIT), octets(m * 4), octets(0), octets(0)
+        return y, octets(m, -(-k // _UNIT) * _UNIT), octets(m * 4), octets(0), octets(0)
     rows, columns = m, -(-k // forward_unit(chosen)) * forward_unit(chosen)
-    if not chosen.requantize_x:
+    if saves_transposed(chosen):
         unit = Backward(chosen, rng, k).unit(chosen.wgrad_hadamard)
         rows, columns = columns, -(-m // unit) * unit
     return (
@@ -196,7 +198,7 @@ class Backward:
 
     def unit(self, hadamard: int) -> int:
         """The contraction axis is padded to a multiple of this."""
-        return max(32 if self.recipe.format == "mxfp4" else 16, hadamard)
+        return max(_UNIT, hadamard)
 
     def _signs(self, size: int) -> Tensor | None:
         if not size:
@@ -338,8 +340,8 @@ def _product(
     values = operand.values()
     if gemm == "bf16":
         return _bf16_product(dy, values, torch.float32)
-    right = padded(values.t().contiguous(), columns=_FP8_UNIT)
-    left = padded(dy.contiguous(), columns=_FP8_UNIT)
+    right = padded(values.t().contiguous(), columns=_UNIT)
+    left = padded(dy.contiguous(), columns=_UNIT)
     return _multiply(_fp8(left), _fp8(right), 1.0, torch.float32)
 
 
@@ -382,7 +384,7 @@ def fp4_linear_backward_op(
         dx = _finish(_x_operand(x_saved, product, chosen), product, k, x_dtype)
     if wanted[1]:
         acts = _x_operand(x_saved, dy if x is None else x, chosen)
-        if not chosen.requantize_x:
+        if saves_transposed(chosen):
             turned = acts.six
         else:
             turned = work.transposed(acts, _X) if chosen.wgrad == "fp4" else []
