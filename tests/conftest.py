@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import wlib
+from sim.planting import Results
 from source_tree import ROOT, wrong_installation
 
 
@@ -35,6 +36,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
         if reason and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"needs an sm_90 GPU: {reason}"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "mutant" in metafunc.fixturenames:
+        mutants = metafunc.cls.mutants
+        metafunc.parametrize("mutant", mutants, ids=[mutant.name for mutant in mutants])
+
+
+@pytest.fixture(scope="class")
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """What the planted bugs of a class derived from PlantedBugs fire."""
+    return request.cls.run(tmp_path_factory.mktemp("planted"))
 
 
 def pytest_sessionstart() -> None:

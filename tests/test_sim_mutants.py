@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from quantize_problems import FusedCase, GroupSumsCase, QuantizeCase
-from sim.mutants import CONTROL, MUTANTS
-from sim.planting import Mutant, Results, apply, run_all
+from sim.mutants import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 from sim_numbers import to_bf16
 from sim_problems import (
     COOPERATIVE_INSTANCES,
@@ -23,8 +22,6 @@ from sim_problems import (
 )
 
 SMALL, SMALL_ZEROS, _ = INSTANCES[-3:]
-Case = GemmCase | QuantizeCase | FusedCase | GroupSumsCase
-Cases = dict[str, list[Case]]  # by the instrumented file they run
 
 
 def gemm_case(
@@ -106,24 +103,6 @@ def epilogue_cases(
     ]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("mutants")
-    return run_all([CONTROL, *MUTANTS], make_cases(), folder)
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 42, "fired": {}, "first": {}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from rebuild_problems import draw_layer
-from sim.mutants_atoms import CONTROLS, MUTANTS
-from sim.planting import Mutant, Results, apply, run_all
+from sim.mutants_atoms import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 from sim_atoms import DISTS, AtomsCase, CombineCase, ExpandCase, LayersCase, ProjectCase, StepCase
 
 
-def make_cases() -> dict[str, list[Any]]:
+def make_cases() -> Cases:
     """Several tiles, groups and rows each, tails everywhere."""
     options = {"seed": 1, "preempt_every": 300}
     atoms: list[Any] = [
@@ -39,26 +38,6 @@ def make_cases() -> dict[str, list[Any]]:
     return {"sim_atoms.cpp": atoms, "sim_rebuild.cpp": rebuild}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("mutants")
-    return run_all([*CONTROLS, *MUTANTS], make_cases(), folder)
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("control", CONTROLS, ids=[m.name for m in CONTROLS])
-def test_the_original_is_silent(results: Results, control: Mutant) -> None:
-    assert results[control.name]["fired"] == {}
-    assert results[control.name]["cases"] > 4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

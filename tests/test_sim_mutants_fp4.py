@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from fp4_problems import HadamardCase, QuantizeCase, draw, packed, random_signs
-from sim.mutants_fp4 import CONTROL, MUTANTS
-from sim.planting import Mutant, Results, apply, run_all
+from sim.mutants_fp4 import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 
 
-def make_cases() -> list[QuantizeCase | HadamardCase]:
+def make_cases() -> Cases:
     """Every pass, side and rounding, with tails in both directions."""
     cases: list[QuantizeCase | HadamardCase] = []
     nv = {"format": "nvfp4", "scale_rule": "amax"}
@@ -37,27 +35,9 @@ def make_cases() -> list[QuantizeCase | HadamardCase]:
             QuantizeCase(packed(rng, 96, 64), {"carrier": "e5m2"}, options, "columns"),
             HadamardCase(draw(rng, np.uint16, 40, 128), 128, options, signs),
         ]  # fmt: skip
-    return cases
+    return {"sim_fp4.cpp": cases}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("mutants")
-    return run_all([CONTROL, *MUTANTS], {"sim_fp4.cpp": make_cases()}, folder)
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": len(make_cases()), "fired": {}, "first": {}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from fp4_matmul_problems import MatmulCase, carrier, mxfp4, nvfp4
-from sim.mutants_fp4_matmul import CONTROL, MUTANTS
-from sim.planting import Case, Mutant, Results, apply, run_all
+from sim.mutants_fp4_matmul import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 
 
-def make_cases() -> dict[str, list[Case]]:
+def make_cases() -> Cases:
     """Two tiles or more, odd sizes, more than twice round the rings of two stages."""
-    cases: list[Case] = []
+    cases: list[Any] = []
     for seed, timing in enumerate(("random", "lazy")):
         rng = np.random.default_rng(seed)
         more: dict[str, Any] = {"ctas": 1 + seed % 2, "options": {"seed": seed, "timing": timing}}
@@ -39,23 +38,6 @@ def one_block(q: Any, block: int) -> Any:
     return q
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run_all([CONTROL, *MUTANTS], make_cases(), tmp_path_factory.mktemp("mutants"))
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 8, "fired": {}, "first": {}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

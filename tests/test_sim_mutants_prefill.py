@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from attention_calls import AttentionCase
 from attention_problems import call
-from sim.mutants_prefill import CONTROL, MUTANTS
-from sim.planting import Mutant, Results, apply, run_all
+from sim.mutants_prefill import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 from test_prefill import make
 
 
-def make_cases() -> list[AttentionCase]:
+def make_cases() -> Cases:
     """More steps than stages, several items per CTA, every option, both slices of an output."""
     cases = []
     for seed, timing in enumerate(("random", "lazy", "eager")):
@@ -41,27 +40,9 @@ def make_cases() -> list[AttentionCase]:
             call(make([20], [64], dim=128, new=True), **half),
         ]
         cases += [AttentionCase.of(one) for one in calls]
-    return cases
+    return {"sim_attention.cpp": cases}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("mutants_prefill")
-    return run_all([CONTROL, *MUTANTS], {"sim_attention.cpp": make_cases()}, folder)
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 21, "fired": {}, "first": {}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from sim.mutants_sparse import CONTROL, MUTANTS
-from sim.planting import Mutant, Results, apply, run_all
-from sparse_problems import SparseCase, exact_case
+from sim.mutants_sparse import MUTANTS
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
+from sparse_problems import exact_case
 
 
-def make_cases() -> list[SparseCase]:
+def make_cases() -> Cases:
     """More values than a step or pass takes, tails, whole tiles, more items than CTAs,
     splits, an odd number of tiles."""
     cases = []
@@ -29,27 +28,9 @@ def make_cases() -> list[SparseCase]:
         cases.append(exact_case(rng, kind, np.uint16, rows=264, columns=264, tokens=130, ctas=1))
     many = exact_case(rng, "sampled", np.uint16, rows=9, columns=5, tokens=4097)
     many.values = many.values.astype(np.float32)  # integers beyond what 16 bits hold
-    return [*cases, many]
+    return {"sim_sparse.cpp": [*cases, many]}
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    folder = tmp_path_factory.mktemp("mutants")
-    return run_all([CONTROL, *MUTANTS], {"sim_sparse.cpp": make_cases()}, folder)
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-@pytest.mark.slow
-def test_the_original_is_silent(results: Results) -> None:
-    assert results[CONTROL.name] == {"cases": 10, "fired": {}, "first": {}}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)

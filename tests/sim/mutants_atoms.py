@@ -23,10 +23,6 @@ def expand(name: str, caught_by: str, *texts: str) -> Mutant:
     return Mutant.of(name, caught_by, PRNG, "sim_rebuild.cpp", *texts)
 
 
-CONTROLS = [
-    mutant("nothing changed", "", SUMS, "#pragma once", "#pragma once"),
-    mutant("nothing changed in rebuild", "", REBUILD, "#pragma once", "#pragma once"),
-]
 _SUMS = [
     mutant("runs beyond the row taken as whole", "global-bounds", RUNS,
            "return count >= kRun &&", "return count >= 1 &&"),

@@ -16,7 +16,6 @@ def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
 
 
 WAIT = "  sm90::grid_dependency_wait();\n  sm90::launch_dependents();\n"
-CONTROL = mutant("nothing changed", "", TILE, "#pragma once", "#pragma once")
 MUTANTS = [
     mutant(
         "tile loaded while the launch before runs",

@@ -15,7 +15,6 @@ def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
     return Mutant.of(f"fp4_matmul: {name}", caught_by, file, "sim_fp4_matmul.cpp", *texts)
 
 
-CONTROL = mutant("nothing changed", "", KERNEL, "#pragma once", "#pragma once")
 _START = """  if constexpr (C::kCtas == 1)
     sm90::block_sync();
   else

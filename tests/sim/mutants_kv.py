@@ -13,7 +13,6 @@ def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
     return Mutant.of(name, caught_by, file, "sim_kv.cpp", *texts)
 
 
-CONTROL = mutant("nothing changed", "", APPEND, "#pragma once", "#pragma once")
 MUTANTS = [
     mutant(
         "table of slots filled before it is cleared",

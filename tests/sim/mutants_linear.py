@@ -13,7 +13,6 @@ def mutant(name: str, caught_by: str, *texts: str, file: str = KERNEL) -> Mutant
     return Mutant.of(name, caught_by, file, "sim_linear.cpp", *texts)
 
 
-CONTROL = mutant("nothing changed", "", "#pragma once", "#pragma once")
 _RINGS = [
     mutant("atoms overwritten", "mbarrier", "s.atom_ring.wait_empty(at);", ""),
     mutant("activations overwritten", "mbarrier", "s.token_ring.wait_empty(token_at);", ""),

@@ -16,7 +16,6 @@ def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
     return Mutant.of(name, caught_by, file, "sim_attention.cpp", *texts)
 
 
-CONTROL = mutant("nothing changed", "", KERNEL, "#pragma once", "#pragma once")
 _SYNCHRONISATION = [
     mutant(
         "expanded tiles without a proxy fence",

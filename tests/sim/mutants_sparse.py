@@ -15,7 +15,6 @@ def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
     return Mutant.of(name, caught_by, file, "sim_sparse.cpp", *texts)
 
 
-CONTROL = mutant("nothing changed", "", MATMUL, "#pragma once", "#pragma once")
 _TILE_MUTANTS = [
     mutant(
         "tokens beyond the last loaded", "global-bounds", TILE, "first + t < rows.tokens", "true"

@@ -40,6 +40,15 @@ class Mutant:
         return cls(name, caught_by, file, source, tuple(zip(texts[0::2], texts[1::2], strict=True)))
 
 
+Cases = dict[str, list[Any]]  # of `Case` each, by the instrumented file they run
+
+
+def control(source: str, mutants: Sequence[Mutant]) -> Mutant:
+    """A file of this source, nothing changed."""
+    file = next(mutant.file for mutant in mutants if mutant.source == source)
+    return Mutant(f"nothing changed in {source}", "", file, source, ())
+
+
 def apply(mutant: Mutant, overlay: Path) -> None:
     """Write the changed header below `overlay` at the path by which it is included."""
     text = (ROOT / mutant.file).read_text()

@@ -13,10 +13,9 @@ from sim.mutants.cooperative import (
 )
 from sim.mutants.decode import CLUSTER_MUTANTS, RING_MUTANTS, VALUE_MUTANTS, WGMMA_MUTANTS
 from sim.mutants.epilogue import EPILOGUE_MUTANTS
-from sim.mutants.planted import CONTROL
 from sim.mutants.quantize import GROUP_SUMS_MUTANTS, QUANTIZER_MUTANTS
 
-__all__ = ["CONTROL", "MUTANTS"]
+__all__ = ["MUTANTS"]
 
 MUTANTS = [
     *RING_MUTANTS,

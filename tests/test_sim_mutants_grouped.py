@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from grouped_problems import grouped_problem
 from quantize_problems import GroupSumsCase, QuantizeCase
 from sim.mutants_grouped import MUTANTS
-from sim.planting import Case, Mutant, Results, apply, run_all
+from sim.planted_bugs import PlantedBugs
+from sim.planting import Cases
 from sim_problems import COOPERATIVE_INSTANCES, INSTANCES, GemmCase, Shape, exact_problem
 
 SMALL = INSTANCES[-3]  # 8 tokens, rings of 2 stages
@@ -35,9 +34,9 @@ def grouped_case(rng: np.random.Generator, counts: tuple[int, ...], **arguments:
     return GemmCase(problem, problem.packed(), arguments)
 
 
-def make_cases() -> dict[str, list[Case]]:
+def make_cases() -> Cases:
     """Experts without tokens, with one, a tile and more; also more experts than lanes."""
-    cases: dict[str, list[Case]] = {
+    cases: Cases = {
         "sim_int4fp8.cpp": [],
         "sim_cooperative.cpp": [],
         "sim_quantize.cpp": [],
@@ -67,23 +66,6 @@ def make_cases() -> dict[str, list[Case]]:
     return cases
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run_all(MUTANTS, make_cases(), tmp_path_factory.mktemp("mutants"))
-
-
-def test_every_edit_fits_the_sources(tmp_path: Path) -> None:
-    for mutant in MUTANTS:
-        apply(mutant, tmp_path)
-
-
-def test_the_original_is_silent() -> None:
-    for case in itertools.chain.from_iterable(make_cases().values()):
-        assert case.run() == ([], True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
-def test_planted_bug_is_caught(results: Results, mutant: Mutant) -> None:
-    result = results[mutant.name]
-    assert mutant.caught_by in result["fired"], result
+class TestPlantedBugs(PlantedBugs):
+    mutants = MUTANTS
+    make_cases = staticmethod(make_cases)
