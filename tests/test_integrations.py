@@ -242,7 +242,9 @@ def vllm_config(monkeypatch: pytest.MonkeyPatch) -> Any:
     base = {"QuantizationConfig": QuantizationConfig}
     stand_in(monkeypatch, f"{layers}.quantization.base_config", **base)
     stand_in(monkeypatch, "vllm.model_executor.utils", set_weight_attrs=set_weight_attrs)
-    load("vllm_quantization").register()
+    example = load("vllm_quantization")
+    example.register()
+    monkeypatch.setitem(sys.modules, example.__name__, example)  # torch.compile looks there
     return registry["wlib"]
 
 
@@ -262,6 +264,14 @@ def test_vllm_quantises_16_bit_weights(vllm_config: Any, dtype: torch.dtype) -> 
     expected = Int4Fp8Linear.from_weight(fused, bias)(x)
     assert torch.equal(method.apply(layer, x, bias), expected)
     assert expected.dtype == dtype
+
+
+def test_vllm_can_compile_a_layer(vllm_config: Any) -> None:
+    method = method_of(vllm_config(group_size=32))
+    layer = LinearBase(method, 64, [8]).fill({"weight": random(8, 64).bfloat16()})
+    x = random(3, 64).bfloat16()
+    compiled = torch.compile(lambda x: method.apply(layer, x), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), method.apply(layer, x))
 
 
 def stored(weight: wlib.Int4Weight) -> dict[str, Tensor]:
