@@ -36,7 +36,7 @@ from small_llama import Preset, corpus, windows
 from wlib.quant import Recipe, quantize_model
 
 Decode = Callable[[list[int]], str]  # tokens to text
-ARMS = ("BF16", "INT4 weights", "INT4 weights, keys, values")
+ARMS = ("BF16", "INT4 weights", "and INT4 KV")
 REPEATS = 3  # of the time to the first token; the median counts
 TEXT_BYTES = 4_000_000  # what a tokenizer is given of each text
 PRESETS = {
@@ -194,9 +194,9 @@ def table(results: list[Result], device: str) -> Table:
     """A row for each arm."""
     prompts = list(results[0].first_token)
     times = (f"{n}, ms" for n in prompts)
-    columns = ("", "perplexity", "change", "weights, MB", "cache, bytes/token", *times)
-    title = f"the last {len(prompts)}: time to the first token behind so many, on {device}"
-    found = Table(*columns, title=title)
+    columns = ("", "perplexity", "change", "weights, MB", "cache, B", *times)
+    title = "bytes of cache per token; time to the first token behind so many"
+    found = Table(*columns, title=title, caption=f"times on {device}")
     for result in results:
         change = result.perplexity / results[0].perplexity - 1
         found.add_row(
@@ -221,15 +221,15 @@ def plot(results: list[Result], device: str, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     width = max(1, len(results[0].losses) // 16)
     base = torch.tensor(results[0].losses).split(width)
-    for result in results:
-        if result is not results[0]:
+    for i, result in enumerate(results):
+        look = {"label": result.arm, "color": f"C{i}"}
+        if i:
             own = torch.tensor(result.losses).split(width)
-            added = [float((a - b).mean()) for a, b in zip(own, base, strict=True)]
-            places = [i * width for i in range(len(added))]
-            left.step(places, added, where="post", label=result.arm)
-        right.plot(*zip(*result.first_token.items(), strict=True), marker="o", label=result.arm)
+            added = [float((x - y).mean()) for x, y in zip(own, base, strict=True)]
+            left.step([j * width for j in range(len(added))], added, where="post", **look)
+        right.plot(*zip(*result.first_token.items(), strict=True), marker="o", **look)
     left.set(xlabel="position", ylabel=f"nats above {results[0].arm}")
-    right.set(xlabel="tokens of the prompt", ylabel="ms to first token", title=device)
+    right.set(xlabel="tokens of the prompt", ylabel="ms to first token", title=f"on {device}")
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -265,11 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     kept = {"device": device_name(), "results": [dataclasses.asdict(r) for r in results]}
     (args.out / "results.json").write_text(json.dumps(kept))
     plot(results, device_name(), args.out / "llama_infer.png")
-    console = Console()
-    console.print(table(results, device_name()))
+    Console().print(table(results, device_name()))
     for result in results:
-        console.print(f"{result.arm}: {to_text(result.written)!r}", markup=False)
-    print(f"figure and figures in {args.out}")
+        print(f"{result.arm}: {to_text(result.written)!r}")
+    print(f"results and figure in {args.out}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_chunks_and_decoding_give_the_bits_of_one_pass(infer: ModuleType, folder
     prompt = torch.randint(256, (75,), generator=torch.Generator().manual_seed(2))
     assert len(replace_linear(model, Int4Fp8Linear, skip=("lm_head",))) == 14
     model.use_floats(75)
-    model.use_int4(128, model.key_means([prompt]))
+    model.use_int4(128, model.key_means([prompt, prompt]))
     written = infer.generate(model, prompt, 30, chunk=16)
     everything = torch.cat([prompt, torch.tensor(written)])
     pieces = [caches(model, len(everything) - 1)]
@@ -124,10 +125,16 @@ def test_chunks_and_decoding_give_the_bits_of_one_pass(infer: ModuleType, folder
     behind = [infer.choose(model, hidden[: i + 1]) for i in range(len(prompt) - 1, len(hidden))]
     assert behind == written
     assert len(set(written)) > 5
+    for layer in model.model.layers:
+        # The mean key is that of the prompt, but for 75 roundings and, in the
+        # second layer, what INT4 attention of the first does to its inputs: 0.09 and 0.27 of it.
+        attend = layer.self_attn.cached.attend
+        found = attend.kv.dequantize()[0][:75].mean(0)
+        assert (found - attend.k_mean).norm() < attend.k_mean.norm() / 2
 
 
 def caches(model: Any, tokens: int) -> list[Tensor]:
-    """A copy of all that the layers' caches hold of the first tokens."""
+    """A copy of what the layers' caches hold of the first tokens, keys and values in turn."""
     attentions = [layer.self_attn.cached.attend for layer in model.model.layers]
     return [t[:tokens] for a in attentions for t in a.kv.dequantize()]
 
@@ -183,16 +190,32 @@ def test_refused_models(tmp_path: Path, field: str, value: Any, message: str) ->
         example("llama_model").Config.from_folder(tmp_path)
 
 
+def test_an_int4_checkpoint_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = example("llama_model")
+    monkeypatch.setattr(llama, "load_model", lambda model, source: ["a", "b"])
+    with pytest.raises(
+        ValueError, match=r"expected floating point weights, got INT4: \['a', 'b'\]"
+    ):
+        llama.Llama.from_folder(folder, "cpu")
+
+
 def test_older_and_newer_configs(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 5e5}
     older = {k: v for k, v in CONFIG.items() if k not in ("head_dim", "num_key_value_heads")}
     for fields, theta, kv_heads in (
         (CONFIG | {"rope_parameters": rope}, 5e5, 1),
-        (older | {"rope_theta": 1e6}, 1e6, 2),
+        (older | {"rope_theta": 1e6, "rms_norm_eps": 1e-3}, 1e6, 2),
     ):
         (tmp_path / "config.json").write_text(json.dumps(fields))
-        config = example("llama_model").Config.from_folder(tmp_path)
+        llama = example("llama_model")
+        config = llama.Config.from_folder(tmp_path)
         assert (config.theta, config.kv_heads, config.head_dim) == (theta, kv_heads, 64)
+        model = llama.Llama(config, torch.float32, "cpu").model
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.RMSNorm)]
+        assert {norm.eps for norm in norms} == {fields["rms_norm_eps"]}
+        chunk = llama.Chunk.at(3, 2, config, torch.device("cpu"))  # tokens 3 and 4
+        assert chunk.cos[1, 1].item() == pytest.approx(math.cos(4 * theta ** (-1 / 32)), abs=1e-6)
+        assert chunk.sin[1, 1].item() == pytest.approx(math.sin(4 * theta ** (-1 / 32)), abs=1e-6)
 
 
 def test_it_runs_on_a_folder(
