@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,9 @@ def test_chunks_and_decoding_give_the_bits_of_one_pass(infer: ModuleType, folder
     behind = [infer.choose(model, hidden[: i + 1]) for i in range(len(prompt) - 1, len(hidden))]
     assert behind == written
     assert len(set(written)) > 5
+    likely = model.lm_head(hidden).float().log_softmax(-1)
+    nats = -likely[torch.arange(len(hidden)), everything[1:]]  # each of the token behind it
+    assert torch.equal(infer.losses(model, everything, 9), nats)
     for layer in model.model.layers:
         # The mean key is that of the prompt, but for 75 roundings and, in the
         # second layer, what INT4 attention of the first does to its inputs: 0.09 and 0.27 of it.
@@ -216,6 +220,14 @@ def test_older_and_newer_configs(tmp_path: Path) -> None:
         chunk = llama.Chunk.at(3, 2, config, torch.device("cpu"))  # tokens 3 and 4
         assert chunk.cos[1, 1].item() == pytest.approx(math.cos(4 * theta ** (-1 / 32)), abs=1e-6)
         assert chunk.sin[1, 1].item() == pytest.approx(math.sin(4 * theta ** (-1 / 32)), abs=1e-6)
+
+
+def test_a_missing_package_is_named(
+    infer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(SystemExit, match="package tokenizers"):
+        infer.tokenized(tmp_path, infer.corpus())
 
 
 def test_it_runs_on_a_folder(
