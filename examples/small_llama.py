@@ -72,11 +72,11 @@ def corpus() -> tuple[Tensor, Tensor]:
             torch.frombuffer(held_out, dtype=torch.uint8))  # fmt: skip
 
 
-def windows(text: Tensor, preset: Preset, seed: int, device: str) -> Tensor:
+def windows(text: Tensor, batch: int, length: int, seed: int, device: str) -> Tensor:
     """int64 [batch, length + 1] from random places."""
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randint(len(text) - preset.length, (preset.batch, 1), generator=generator)
-    return text[starts + torch.arange(preset.length + 1)].long().to(device)
+    starts = torch.randint(len(text) - length, (batch, 1), generator=generator)
+    return text[starts + torch.arange(length + 1)].long().to(device)
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -153,6 +153,13 @@ def rate_at(preset: Preset, step: int) -> float:
     return preset.rate * (0.55 + 0.45 * math.cos(math.pi * part))
 
 
+def bar(quiet: bool) -> Progress:
+    """Where `train` shows how far it is."""
+    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"),
+               TimeElapsedColumn())  # fmt: skip
+    return Progress(*columns, disable=quiet)
+
+
 def train(
     preset: Preset,
     arm: str,
@@ -170,7 +177,8 @@ def train(
     for step in range(preset.steps):
         for group in optimiser.param_groups:
             group["lr"] = rate_at(preset, step)
-        loss = loss_of(model, windows(texts[0], preset, seed * 10**6 + step, device))
+        number = seed * 10**6 + step
+        loss = loss_of(model, windows(texts[0], preset.batch, preset.length, number, device))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
@@ -184,7 +192,8 @@ def train(
 def held_out(model: nn.Module, preset: Preset, text: Tensor) -> float:
     """Mean loss on the same places of the held out text, whatever the model."""
     device = str(next(model.parameters()).device)
-    batches = [windows(text, preset, -1 - i, device) for i in range(preset.validation)]
+    sizes = (preset.batch, preset.length)
+    batches = [windows(text, *sizes, -1 - i, device) for i in range(preset.validation)]
     return statistics.fmean(loss_of(model, ids).item() for ids in batches)
 
 
@@ -193,9 +202,7 @@ def run_all(
 ) -> list[Run]:
     """Every arm, seed by seed."""
     texts = corpus()
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"),
-               TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, disable=quiet) as progress:
+    with bar(quiet) as progress:
         return [train(preset, arm, seed, build, texts, progress)
                 for seed in range(seeds) for arm in arms]  # fmt: skip
 
