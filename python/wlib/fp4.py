@@ -123,7 +123,7 @@ class FP4Tensor:
         magnitudes = torch.tensor(_E2M1, device=self.device)
         table = torch.cat((magnitudes, -magnitudes))
         nibbles = torch.stack((self.codes & 15, self.codes >> 4), dim=2).view(rows, columns)
-        blocks = table[nibbles.long()].view(rows, -1, self.block_size)
+        blocks = table[nibbles.long()].view(rows, columns // self.block_size, self.block_size)
         values = (blocks * self._block_scales()[..., None]).view(rows, columns)
         return values if self.global_scale is None else values * self.global_scale
 
