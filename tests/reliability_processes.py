@@ -17,6 +17,7 @@ from op_calls import Sample, digest, named_arguments, one_per_op, overload
 from op_samples import samples
 
 THREADS = 8
+ROUNDS = 10
 LEAK_CALLS = 1000
 
 
@@ -26,14 +27,14 @@ def digests() -> list[str]:
 
 
 def threads() -> list[list[str]]:
-    """Of every sample, by threads that all begin with the same op: its first calls coincide."""
+    """All digests of every sample in ROUNDS calls, by threads that begin it at the same time."""
     calls, start = samples(), threading.Barrier(THREADS)
     found: list[list[str]] = [[] for _ in range(THREADS)]
 
     def work(index: int) -> None:
         for sample in calls:
             start.wait()
-            found[index].append(digest(sample))
+            found[index].append("|".join({digest(sample) for _ in range(ROUNDS)}))
 
     run = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
     for thread in run:

@@ -139,6 +139,16 @@ def surrounded(
     return found == bits(sample)
 
 
+def test_guard_bands_tell() -> None:
+    """Of a read beyond a row and of a write there."""
+    intact: list[Callable[[], bool]] = []
+    beyond = placed(torch.ones(3, 8), intact, 0xFF, apart=8).as_strided((3, 9), (16, 1))
+    assert beyond[:, 8].isnan().all()
+    assert intact[0]()
+    beyond[1, 8] = 0
+    assert not intact[0]()
+
+
 @pytest.mark.parametrize("poison", [0xFF, 0x7F], ids=hex)
 @pytest.mark.parametrize("sample", SAMPLES, ids=NAMES)
 def test_nothing_around_operands_is_read_or_written(sample: Sample, poison: int) -> None:

@@ -426,6 +426,8 @@ def _collect(
     names = ("codes", "scales", "global_scale", "carrier", "row_scale", "mask")
     absent = torch.Size((0,))
     found = {name: t for name, t in zip(names, out, strict=True) if t.shape != absent}
+    if "carrier" in found:
+        found["row_scale"] = out[4]  # of a matrix without rows, it has shape [0] as well
     if global_scale is not None:
         found["global_scale"] = global_scale
     return FP4Tensor(format, **found, swizzled=swizzle != "none")
