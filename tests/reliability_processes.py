@@ -64,9 +64,13 @@ def forked(single: bool) -> list[str] | None:
 
 
 def programs() -> dict[str, Any]:
-    """A fork of a process that has run nothing, its threads, and a fork after they have run."""
+    """A fork of a process that has run nothing, one after its OpenMP threads have run, and threads.
+
+    In this order: MKL may hang in the child of a process whose own threads have run torch.mm.
+    """
     before = forked(single=False)
-    return {"before": before, "threads": threads(), "after": forked(single=True)}
+    digests()
+    return {"before": before, "after": forked(single=True), "threads": threads()}
 
 
 class MallInfo(ctypes.Structure):

@@ -54,6 +54,7 @@ def reconstruct_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     return [
         ("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5}),
         ("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {}),
+        ("atoms_combine.default", ([*atoms.half(), *base[:2].half()], torch.rand(3, 2)), {}),
     ]
 
 
