@@ -276,7 +276,7 @@ class Layers(torch.nn.Module):
 
 @pytest.mark.slow
 def test_a_package_of_aot_inductor(tmp_path: Path) -> None:
-    """torch compiles its wrapper with g++, which takes about 20 seconds."""
+    """torch compiles its wrapper with g++, which takes up to 20 seconds."""
     torch.manual_seed(0)
     model, rows = Layers(), torch.export.Dim("rows")
     exported = torch.export.export(model, (torch.randn(5, 128),), dynamic_shapes=({0: rows},))
