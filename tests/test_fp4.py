@@ -321,6 +321,10 @@ def test_matmul_holds_b_in_parts() -> None:
 def test_matmul_of_nothing() -> None:
     empty, some = wlib.fp4_quantize(torch.zeros(0, 64)), wlib.fp4_quantize(torch.ones(3, 64))
     assert wlib.fp4_matmul(empty, some).shape == (0, 3)
+    assert empty.dequantize().shape == (0, 64)
+    carrier = wlib.fp4_quantize(torch.zeros(0, 64), emit=("carrier_e4m3",))
+    assert carrier.dequantize().shape == (0, 64)
+    assert wlib.fp4_matmul(carrier, some, mode="fold8").shape == (0, 3)
     assert wlib.fp4_matmul(some, empty).shape == (3, 0)
     none = wlib.fp4_quantize(torch.zeros(3, 0))
     assert torch.equal(wlib.fp4_matmul(none, none), torch.zeros(3, 3, dtype=torch.bfloat16))

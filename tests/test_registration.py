@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 
 import wlib
+from op_calls import overload
 from op_samples import SCHEMAS, samples
 from op_samples.int4fp8 import packed
-
-OPS = torch.ops.wlib
-
-
-def overload(name: str) -> torch._ops.OpOverload:
-    packet, overload_name = name.split(".")
-    return getattr(getattr(OPS, packet), overload_name)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -34,6 +28,10 @@ def test_every_op_is_listed() -> None:
         if schema.name.startswith("wlib::")
     }
     assert registered == listed
+
+
+def test_every_op_has_a_sample() -> None:
+    assert {name for name, _, _ in samples()} == set(SCHEMAS)
 
 
 @pytest.mark.parametrize(("name", "arguments", "options"), samples())

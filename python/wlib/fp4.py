@@ -123,7 +123,7 @@ class FP4Tensor:
         magnitudes = torch.tensor(_E2M1, device=self.device)
         table = torch.cat((magnitudes, -magnitudes))
         nibbles = torch.stack((self.codes & 15, self.codes >> 4), dim=2).view(rows, columns)
-        blocks = table[nibbles.long()].view(rows, -1, self.block_size)
+        blocks = table[nibbles.long()].view(rows, columns // self.block_size, self.block_size)
         values = (blocks * self._block_scales()[..., None]).view(rows, columns)
         return values if self.global_scale is None else values * self.global_scale
 
@@ -426,6 +426,8 @@ def _collect(
     names = ("codes", "scales", "global_scale", "carrier", "row_scale", "mask")
     absent = torch.Size((0,))
     found = {name: t for name, t in zip(names, out, strict=True) if t.shape != absent}
+    if "carrier" in found:
+        found["row_scale"] = out[4]  # of a matrix without rows, it has shape [0] as well
     if global_scale is not None:
         found["global_scale"] = global_scale
     return FP4Tensor(format, **found, swizzled=swizzle != "none")

@@ -40,6 +40,7 @@ SCHEMAS = {
 def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     return (
         reconstruct_samples()
+        + step_samples()
         + linear_samples()
         + rebuild_samples()
         + prng_samples()
@@ -53,6 +54,19 @@ def reconstruct_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     return [
         ("atoms_reconstruct.default", (atoms, coef, base, *residual), {"scale": 0.5}),
         ("atoms_reconstruct_backward.default", (base.half(), atoms, coef), {}),
+        ("atoms_combine.default", ([*atoms.half(), *base[:2].half()], torch.rand(3, 2)), {}),
+    ]
+
+
+def step_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
+    """Both rules, moments in float32."""
+    grad, atoms, coef = torch.randn(3, 4, 6), torch.randn(2, 4, 6), torch.randn(3, 2)
+    mean, square = torch.randn(2, 4, 6), torch.rand(2, 4, 6)
+    numbers = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99}
+    half = (grad.bfloat16(), atoms.bfloat16(), coef, mean.clone(), None)
+    return [
+        ("atoms_step_.default", (grad, atoms, coef, mean, square), {"rule": "adamw", **numbers}),
+        ("atoms_step_.default", half, {"rule": "lion", **numbers, "weight_decay": 0.5}),
     ]
 
 

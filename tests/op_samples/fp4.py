@@ -55,6 +55,7 @@ def samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
                                                           "square": True}),
         ("fp4_requantize_t.default", (c[0], c[1]), {**eden, "hadamard": 32, "signs": signs}),
         ("fp4_signs.default", (torch.tensor([1, 2]), 64), {"offset": 5}),
+        ("fp4_next.default", (torch.tensor([7, 3]),), {}),
         ("fp4_quantize.default", (torch.randn(3, 64),), {}),
         ("fp4_quantize.default", (torch.randn(32, 64).half(),), both),
         ("fp4_quantize.default", (torch.randn(0, 64), ), {"hadamard": 32, "signs": signs}),
