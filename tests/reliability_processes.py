@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import wlib
-from op_calls import Sample, digest, named_arguments, one_per_op, overload
+from op_calls import digest, named_arguments, one_per_op, overload
 from op_samples import samples
 
 THREADS = 8
@@ -107,29 +107,21 @@ def growth(run: Callable[[], Any]) -> int:
     return memory_in_use() - before
 
 
-def takes_text(sample: Sample) -> bool:
-    """Whether the op has an argument of type str."""
-    declared = overload(sample[0])._schema.arguments
-    return any(str(argument.type) == "str" for argument in declared)
-
-
 def leaks() -> dict[str, Any]:
-    """Growth per op, of a call that leaks a byte, and of the process over all ops without str."""
+    """Growth per op, of a call that leaks a byte, and of the process in a second round over all."""
     torch.set_num_threads(1)
-    calls = sorted(one_per_op(), key=takes_text)
+    calls = one_per_op()
     grown: dict[str, int] = {}
-    before = after = 0
-    for sample in [*(s for s in calls if not takes_text(s)), *calls]:
+    before = 0
+    for sample in [*calls, *calls]:
         if sample[0] in grown and not before:
             before = resident()
-        if takes_text(sample) and not after:
-            after = resident()
         given, op = named_arguments(sample), overload(sample[0])
         grown[sample[0]] = growth(lambda op=op, given=given: op(**given))
+    after = resident()
     malloc = ctypes.CDLL(None).malloc
     leak = growth(lambda: malloc(ctypes.c_size_t(1)))
-    with_text = [sample[0] for sample in calls if takes_text(sample)]
-    return {"grown": grown, "text": with_text, "resident": after - before, "a leak": leak}
+    return {"grown": grown, "resident": after - before, "a leak": leak}
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
+
+#include "torch/text.h"
 
 namespace wlib::atoms {
 
@@ -26,7 +27,7 @@ struct StepOptions {
   int64_t step;  // from 1
 };
 Tensor atoms_step(const Tensor& grad, const Tensor& atoms, const Tensor& coef,
-                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, std::string rule,
+                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, Text rule,
                   double scale, double lr, double beta1, double beta2, double eps,
                   double weight_decay, int64_t step);
 

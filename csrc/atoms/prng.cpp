@@ -37,7 +37,7 @@ bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double &
 }  // namespace
 
 Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed,
-                   std::string distribution, int64_t tensor_id,
+                   Text distribution, int64_t tensor_id,
                    std::optional<ScalarType> out_dtype) {
   const Checker check("prng_expand");
   PrngParams p = parse(check, seed, distribution, tensor_id);
@@ -80,7 +80,7 @@ Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed,
 #endif
 }
 
-Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, std::string distribution,
+Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, Text distribution,
                     int64_t tensor_id) {
   const Checker check("prng_project");
   PrngParams p = parse(check, seed, distribution, tensor_id);

@@ -5,9 +5,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
 #include <vector>
 
+#include "torch/text.h"
 #include "wlib/params/prng.h"
 
 namespace wlib::atoms {
@@ -15,10 +15,9 @@ namespace wlib::atoms {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed,
-                   std::string distribution, int64_t tensor_id,
-                   std::optional<ScalarType> out_dtype);
-Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, std::string distribution,
+Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed, Text distribution,
+                   int64_t tensor_id, std::optional<ScalarType> out_dtype);
+Tensor prng_project(const Tensor& values, int64_t count, int64_t seed, Text distribution,
                     int64_t tensor_id);
 
 void prng_expand_cpu(const PrngParams& p);

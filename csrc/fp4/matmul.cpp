@@ -115,7 +115,7 @@ void matmul_on_cuda(const Checker& check, const MatmulParams& p, const Tensor& a
 
 Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
               std::optional<Tensor> a_global, std::optional<Tensor> b_global, double alpha,
-              std::string mode, std::optional<ScalarType> out_dtype) {
+              Text mode, std::optional<ScalarType> out_dtype) {
   const Checker check("fp4_matmul");
   MatmulParams p{};
   int64_t b_k = 0;

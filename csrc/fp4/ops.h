@@ -5,8 +5,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "torch/text.h"
 
 namespace wlib::fp4 {
 
@@ -15,22 +16,22 @@ using torch::stable::Tensor;
 
 // Six tensors per side, rows before columns: codes, scales, global_scale, carrier, row_scale, mask;
 // those that were not asked for have shape [0].
-std::vector<Tensor> quantize(const Tensor& x, std::string format, std::string axis,
-                             std::string scale_rule, int64_t hadamard, std::optional<Tensor> signs,
-                             std::optional<Tensor> global_scale, bool packed, std::string carrier,
+std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis,
+                             Text scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+                             std::optional<Tensor> global_scale, bool packed, Text carrier,
                              int64_t window, bool mask, bool swizzle, bool square,
-                             std::string rounding, std::optional<Tensor> seed, int64_t offset);
+                             Text rounding, std::optional<Tensor> seed, int64_t offset);
 // The same six of the transposed matrix.
 std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
-                                 std::optional<Tensor> old_global_scale, std::string format,
-                                 std::string scale_rule, int64_t hadamard,
+                                 std::optional<Tensor> old_global_scale, Text format,
+                                 Text scale_rule, int64_t hadamard,
                                  std::optional<Tensor> signs, std::optional<Tensor> global_scale,
-                                 bool packed, std::string carrier, int64_t window, bool mask,
-                                 bool swizzle, bool square, std::string rounding,
+                                 bool packed, Text carrier, int64_t window, bool mask,
+                                 bool swizzle, bool square, Text rounding,
                                  std::optional<Tensor> seed, int64_t offset);
 Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
               std::optional<Tensor> a_global, std::optional<Tensor> b_global, double alpha,
-              std::string mode, std::optional<ScalarType> out_dtype);
+              Text mode, std::optional<ScalarType> out_dtype);
 // Random signs of a rotation, int8 [size].
 Tensor signs(const Tensor& seed, int64_t size, int64_t offset);
 Tensor hadamard(const Tensor& x, int64_t size, std::optional<Tensor> signs, bool inverse);

@@ -54,7 +54,7 @@ void run(const Checker& check, const Tensor& x, GemmParams p, const Tensor& out)
 
 Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
             int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
-            std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+            Text activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
             std::optional<ScalarType> out_dtype, int64_t layout_version, bool prefetch_weight) {
   const Checker check("int4fp8_gemm");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,    bias,
@@ -69,7 +69,7 @@ Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_
 
 void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
               int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
-              std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+              Text activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
               int64_t layout_version, bool prefetch_weight, const Tensor& out) {
   const Checker check("int4fp8_gemm");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,    bias,
@@ -83,7 +83,7 @@ void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int6
 Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                     const Tensor& expert_offsets, int64_t n, int64_t group_size,
                     std::optional<Tensor> bias, std::optional<Tensor> residual,
-                    std::string activation, std::optional<Tensor> out_scale,
+                    Text activation, std::optional<Tensor> out_scale,
                     std::optional<Tensor> x_sums, std::optional<ScalarType> out_dtype,
                     int64_t layout_version) {
   const Checker check("int4fp8_gemm_grouped");
@@ -99,7 +99,7 @@ Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale
 void gemm_grouped_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                       const Tensor& expert_offsets, int64_t n, int64_t group_size,
                       std::optional<Tensor> bias, std::optional<Tensor> residual,
-                      std::string activation, std::optional<Tensor> out_scale,
+                      Text activation, std::optional<Tensor> out_scale,
                       std::optional<Tensor> x_sums, int64_t layout_version, const Tensor& out) {
   const Checker check("int4fp8_gemm_grouped");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,     bias,

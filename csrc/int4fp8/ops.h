@@ -5,8 +5,9 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <optional>
-#include <string>
 #include <vector>
+
+#include "torch/text.h"
 
 namespace wlib::int4fp8 {
 
@@ -15,22 +16,22 @@ using torch::stable::Tensor;
 
 Tensor gemm(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
             int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
-            std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+            Text activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
             std::optional<ScalarType> out_dtype, int64_t layout_version, bool prefetch_weight);
 void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int64_t n,
               int64_t group_size, std::optional<Tensor> bias, std::optional<Tensor> residual,
-              std::string activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+              Text activation, std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
               int64_t layout_version, bool prefetch_weight, const Tensor& out);
 Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                     const Tensor& expert_offsets, int64_t n, int64_t group_size,
                     std::optional<Tensor> bias, std::optional<Tensor> residual,
-                    std::string activation, std::optional<Tensor> out_scale,
+                    Text activation, std::optional<Tensor> out_scale,
                     std::optional<Tensor> x_sums, std::optional<ScalarType> out_dtype,
                     int64_t layout_version);
 void gemm_grouped_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                       const Tensor& expert_offsets, int64_t n, int64_t group_size,
                       std::optional<Tensor> bias, std::optional<Tensor> residual,
-                      std::string activation, std::optional<Tensor> out_scale,
+                      Text activation, std::optional<Tensor> out_scale,
                       std::optional<Tensor> x_sums, int64_t layout_version, const Tensor& out);
 // All three return codes, scales, the group sums if sums_group is given, and the new residual if
 // residual is given.
