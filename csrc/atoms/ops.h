@@ -27,9 +27,9 @@ struct StepOptions {
   int64_t step;  // from 1
 };
 Tensor atoms_step(const Tensor& grad, const Tensor& atoms, const Tensor& coef,
-                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, Text rule,
-                  double scale, double lr, double beta1, double beta2, double eps,
-                  double weight_decay, int64_t step);
+                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, Text rule, double scale,
+                  double lr, double beta1, double beta2, double eps, double weight_decay,
+                  int64_t step);
 
 // tensors: S lists of T tensors, one after the other; coef [P, S] -> P lists of T tensors.
 std::vector<Tensor> combine(std::vector<Tensor> tensors, const Tensor& coef);

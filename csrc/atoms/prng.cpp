@@ -36,9 +36,8 @@ bool is_double(const Tensor& t) { return t.scalar_type() == ScalarType::Double &
 
 }  // namespace
 
-Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed,
-                   Text distribution, int64_t tensor_id,
-                   std::optional<ScalarType> out_dtype) {
+Tensor prng_expand(const Tensor& coef, std::vector<int64_t> shape, int64_t seed, Text distribution,
+                   int64_t tensor_id, std::optional<ScalarType> out_dtype) {
   const Checker check("prng_expand");
   PrngParams p = parse(check, seed, distribution, tensor_id);
   if (!is_double(coef)) check.dtype(coef, "coef", ScalarType::Float);

@@ -223,9 +223,9 @@ UpdateFactors<double> check_factors(const Checker& check, UpdateRule rule, const
 }  // namespace
 
 Tensor atoms_step(const Tensor& grad, const Tensor& atoms, const Tensor& coef,
-                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, Text rule,
-                  double scale, double lr, double beta1, double beta2, double eps,
-                  double weight_decay, int64_t step) {
+                  const Tensor& exp_avg, std::optional<Tensor> exp_avg_sq, Text rule, double scale,
+                  double lr, double beta1, double beta2, double eps, double weight_decay,
+                  int64_t step) {
   const Checker check("atoms_step_");
   ReconstructBackwardParams p = parse_backward(check, grad, atoms, coef, scale);
   AtomsUpdate& u = p.update;

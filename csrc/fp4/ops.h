@@ -16,19 +16,18 @@ using torch::stable::Tensor;
 
 // Six tensors per side, rows before columns: codes, scales, global_scale, carrier, row_scale, mask;
 // those that were not asked for have shape [0].
-std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis,
-                             Text scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis, Text scale_rule,
+                             int64_t hadamard, std::optional<Tensor> signs,
                              std::optional<Tensor> global_scale, bool packed, Text carrier,
-                             int64_t window, bool mask, bool swizzle, bool square,
-                             Text rounding, std::optional<Tensor> seed, int64_t offset);
+                             int64_t window, bool mask, bool swizzle, bool square, Text rounding,
+                             std::optional<Tensor> seed, int64_t offset);
 // The same six of the transposed matrix.
 std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
                                  std::optional<Tensor> old_global_scale, Text format,
-                                 Text scale_rule, int64_t hadamard,
-                                 std::optional<Tensor> signs, std::optional<Tensor> global_scale,
-                                 bool packed, Text carrier, int64_t window, bool mask,
-                                 bool swizzle, bool square, Text rounding,
-                                 std::optional<Tensor> seed, int64_t offset);
+                                 Text scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+                                 std::optional<Tensor> global_scale, bool packed, Text carrier,
+                                 int64_t window, bool mask, bool swizzle, bool square,
+                                 Text rounding, std::optional<Tensor> seed, int64_t offset);
 Tensor matmul(const Tensor& a, const Tensor& a_scale, const Tensor& b, const Tensor& b_scale,
               std::optional<Tensor> a_global, std::optional<Tensor> b_global, double alpha,
               Text mode, std::optional<ScalarType> out_dtype);

@@ -215,11 +215,11 @@ Source parse_packed(const Checker& check, const Tensor& codes, const Tensor& sca
 
 }  // namespace
 
-std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis,
-                             Text scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis, Text scale_rule,
+                             int64_t hadamard, std::optional<Tensor> signs,
                              std::optional<Tensor> global_scale, bool packed, Text carrier,
-                             int64_t window, bool mask, bool swizzle, bool square,
-                             Text rounding, std::optional<Tensor> seed, int64_t offset) {
+                             int64_t window, bool mask, bool swizzle, bool square, Text rounding,
+                             std::optional<Tensor> seed, int64_t offset) {
   const Checker check("fp4_quantize");
   const Options o{format, scale_rule, hadamard, signs,  global_scale, packed, carrier,
                   window, mask,       swizzle,  square, rounding,     seed,   offset};
@@ -249,11 +249,10 @@ std::vector<Tensor> quantize(const Tensor& x, Text format, Text axis,
 
 std::vector<Tensor> requantize_t(const Tensor& codes, const Tensor& scales,
                                  std::optional<Tensor> old_global_scale, Text format,
-                                 Text scale_rule, int64_t hadamard,
-                                 std::optional<Tensor> signs, std::optional<Tensor> global_scale,
-                                 bool packed, Text carrier, int64_t window, bool mask,
-                                 bool swizzle, bool square, Text rounding,
-                                 std::optional<Tensor> seed, int64_t offset) {
+                                 Text scale_rule, int64_t hadamard, std::optional<Tensor> signs,
+                                 std::optional<Tensor> global_scale, bool packed, Text carrier,
+                                 int64_t window, bool mask, bool swizzle, bool square,
+                                 Text rounding, std::optional<Tensor> seed, int64_t offset) {
   const Checker check("fp4_requantize_t");
   const Options o{format, scale_rule, hadamard, signs,  global_scale, packed, carrier,
                   window, mask,       swizzle,  square, rounding,     seed,   offset};

@@ -82,10 +82,9 @@ void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int6
 
 Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                     const Tensor& expert_offsets, int64_t n, int64_t group_size,
-                    std::optional<Tensor> bias, std::optional<Tensor> residual,
-                    Text activation, std::optional<Tensor> out_scale,
-                    std::optional<Tensor> x_sums, std::optional<ScalarType> out_dtype,
-                    int64_t layout_version) {
+                    std::optional<Tensor> bias, std::optional<Tensor> residual, Text activation,
+                    std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+                    std::optional<ScalarType> out_dtype, int64_t layout_version) {
   const Checker check("int4fp8_gemm_grouped");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,     bias,
                         residual, activation, out_scale, x_sums, layout_version, &expert_offsets};
@@ -98,9 +97,9 @@ Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale
 
 void gemm_grouped_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                       const Tensor& expert_offsets, int64_t n, int64_t group_size,
-                      std::optional<Tensor> bias, std::optional<Tensor> residual,
-                      Text activation, std::optional<Tensor> out_scale,
-                      std::optional<Tensor> x_sums, int64_t layout_version, const Tensor& out) {
+                      std::optional<Tensor> bias, std::optional<Tensor> residual, Text activation,
+                      std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+                      int64_t layout_version, const Tensor& out) {
   const Checker check("int4fp8_gemm_grouped");
   const GemmArguments a{x,        weight,     x_scale,   n,      group_size,     bias,
                         residual, activation, out_scale, x_sums, layout_version, &expert_offsets};

@@ -24,15 +24,14 @@ void gemm_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale, int6
               int64_t layout_version, bool prefetch_weight, const Tensor& out);
 Tensor gemm_grouped(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                     const Tensor& expert_offsets, int64_t n, int64_t group_size,
-                    std::optional<Tensor> bias, std::optional<Tensor> residual,
-                    Text activation, std::optional<Tensor> out_scale,
-                    std::optional<Tensor> x_sums, std::optional<ScalarType> out_dtype,
-                    int64_t layout_version);
+                    std::optional<Tensor> bias, std::optional<Tensor> residual, Text activation,
+                    std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+                    std::optional<ScalarType> out_dtype, int64_t layout_version);
 void gemm_grouped_out(const Tensor& x, const Tensor& weight, const Tensor& x_scale,
                       const Tensor& expert_offsets, int64_t n, int64_t group_size,
-                      std::optional<Tensor> bias, std::optional<Tensor> residual,
-                      Text activation, std::optional<Tensor> out_scale,
-                      std::optional<Tensor> x_sums, int64_t layout_version, const Tensor& out);
+                      std::optional<Tensor> bias, std::optional<Tensor> residual, Text activation,
+                      std::optional<Tensor> out_scale, std::optional<Tensor> x_sums,
+                      int64_t layout_version, const Tensor& out);
 // All three return codes, scales, the group sums if sums_group is given, and the new residual if
 // residual is given.
 std::vector<Tensor> quantize(const Tensor& x, std::optional<int64_t> sums_group);
