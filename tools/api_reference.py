@@ -41,6 +41,19 @@ def signature(value: Any) -> str:
     return text.replace("torch.Tensor", "Tensor").replace("typing.", "")
 
 
+def members(cls: type) -> dict[str, Any]:
+    """What the class and its bases of this library define, bases first.
+
+    An optimizer's first instance makes torch put a wrapped copy of `step` into its class; as the
+    base has defined it, that changes neither the order nor what is printed.
+    """
+    found: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.startswith("wlib"):
+            found.update(vars(base))
+    return found
+
+
 def sections(value: Any, name: str) -> Iterator[str]:
     """The section of a function, or of a class with its own public methods."""
     yield f"### {name}\n"
@@ -48,7 +61,7 @@ def sections(value: Any, name: str) -> Iterator[str]:
     yield f"```text\n{inspect.getdoc(value) or ''}\n```\n"
     if not inspect.isclass(value):
         return
-    for method, member in vars(value).items():
+    for method, member in members(value).items():
         function = getattr(member, "__func__", getattr(member, "fget", member))
         if method.startswith("_") or not inspect.isfunction(function):
             continue
