@@ -14,6 +14,9 @@ if(NOT 90a IN_LIST WLIB_CUDA_ARCHS)
   message(FATAL_ERROR "WLIB_CUDA_ARCHS: expected 90a among them, got ${WLIB_CUDA_ARCHS}")
 endif()
 
+# They take more room than the code itself.
+option(WLIB_LINEINFO "Source lines in the machine code, for profilers and compute-sanitizer" OFF)
+
 set(WLIB_HAS_CUDA FALSE)
 set(WLIB_CUDA_SUMMARY "none (WLIB_CUDA=OFF)")
 if(NOT WLIB_CUDA STREQUAL "OFF")
@@ -63,7 +66,7 @@ if(WLIB_HAS_CUDA)
     wlib_cuda_flags
     INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-O3
               --expt-relaxed-constexpr
-              -lineinfo
+              $<$<BOOL:${WLIB_LINEINFO}>:-lineinfo>
               -Xcompiler=-fvisibility=hidden,-Wno-unknown-pragmas
               -Xptxas=--warn-on-spills,--warn-on-local-memory-usage
               -Werror=all-warnings

@@ -15,7 +15,7 @@ from wlib._load import library_path
 STREAM = "aoti_torch_get_current_cuda_stream"
 STABLE_HEADERS = ("accelerator", "library", "macros", "ops", "tensor")
 # A static CUDA runtime takes 0.7 MB of it.
-MAX_BYTES = 6_000_000
+MAX_BYTES = 4_000_000
 
 
 class Symbol(NamedTuple):
