@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,6 +143,12 @@ def flora(module: str, shape: tuple[int, ...]) -> Case:
         delta = torch.tensordot(delta, factor.double(), dims=[[0], [1]])
     return Case(module, tensors, delta.transpose(0, 1))
 
+
+# As PEFT and as sd-scripts name them; LoKr of two products, and with a core.
+PEFT_LORA = functools.partial(lora, names=("lora_A.weight", "lora_B.weight"))
+KOHYA_LORA = functools.partial(lora, names=("lora_down.weight", "lora_up.weight"))
+KRON = functools.partial(lokr, first="product", second="product")
+CORE = functools.partial(lokr, first="product", second="core")
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "embedding": (10, 16),

@@ -44,6 +44,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("mutant", mutants, ids=[mutant.name for mutant in mutants])
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test draws the same numbers, whatever ran before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="class")
 def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What the planted bugs of a class derived from PlantedBugs fire."""

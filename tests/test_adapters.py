@@ -15,7 +15,11 @@ from torch import nn
 import wlib
 from adapters_written import (
     ALPHA,
+    CORE,
+    KOHYA_LORA,
+    KRON,
     MATRICES,
+    PEFT_LORA,
     RANK,
     SHAPES,
     Case,
@@ -33,21 +37,13 @@ from adapters_written import (
 )
 from wlib.formats import Adapter, LoraDelta, load_adapter, merge_adapter
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-PEFT_LORA = functools.partial(lora, names=("lora_A.weight", "lora_B.weight"))
-KOHYA_LORA = functools.partial(lora, names=("lora_down.weight", "lora_up.weight"))
 FORMS: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "lora": ("LORA", lambda: [*cases(PEFT_LORA, *MATRICES, "conv", "line"),
                               *cases(lora_embedding, "embedding")]),
     "loha": ("LOHA", lambda: [*cases(loha, *MATRICES), *cases(loha_tucker, "conv")]),
     "lokr": ("LOKR", lambda: [
-        *cases(functools.partial(lokr, first="product", second="product"), *MATRICES),
-        *cases(functools.partial(lokr, first="product", second="core"), "conv"),
+        *cases(KRON, *MATRICES),
+        *cases(CORE, "conv"),
         *cases(functools.partial(lokr, first="whole", second="product"), "line")]),
     "lokr whole": ("LOKR", lambda: [
         *cases(functools.partial(lokr, first="product", second="whole"), "block.up", "line"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import random
 from collections.abc import Callable
@@ -15,6 +14,10 @@ from torch import Tensor, nn
 
 from adapters_written import (
     ALPHA,
+    CORE,
+    KOHYA_LORA,
+    KRON,
+    PEFT_LORA,
     SHAPES,
     Case,
     Make,
@@ -24,25 +27,12 @@ from adapters_written import (
     locon_tucker,
     loha,
     loha_tucker,
-    lokr,
-    lora,
     lora_embedding,
     save_file,
     save_peft,
 )
 from test_formats_files import REFUSED
 from wlib.formats import Adapter, LoraDelta, load_adapter, merge_adapter
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
-PEFT_LORA = functools.partial(lora, names=("lora_A.weight", "lora_B.weight"))
-KOHYA_LORA = functools.partial(lora, names=("lora_down.weight", "lora_up.weight"))
-KRON = functools.partial(lokr, first="product", second="product")
-CORE = functools.partial(lokr, first="product", second="core")
 
 CONFIGS: list[tuple[str, dict[str, Any]]] = [
     ("peft_type", {"peft_type": "BOFT"}),

@@ -27,11 +27,6 @@ SCALE_DTYPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def save(
     folder: Path, tensors: dict[str, Tensor], config: dict[str, Any] | None, layer: str = LAYER
 ) -> Path:

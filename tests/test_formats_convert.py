@@ -24,11 +24,6 @@ from wlib.formats.safetensors import SafetensorsWriter
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def model(layers: int = 3) -> dict[str, Tensor]:
     """Layers [32, 128] in wlib's format, with what else a model has."""
     tensors = {

@@ -26,11 +26,6 @@ FUZZ = settings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
     """A file of this header, whatever it says, and this data."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()

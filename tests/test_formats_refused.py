@@ -18,11 +18,6 @@ from test_formats_files import REFUSED
 from wlib.formats import Checkpoint, convert
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("text", ["{", "[]", '{"quantization_config": 3}', "[" * 100_000])
 def test_a_config_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
     save(tmp_path, {"w": torch.ones(1)}, None)

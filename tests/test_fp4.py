@@ -21,11 +21,6 @@ SIZES = (0, 16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def unpack(codes: Tensor) -> Tensor:
     """int64 codes of packed ones."""
     return torch.stack((codes % 16, codes // 16), dim=2).flatten(1).long()

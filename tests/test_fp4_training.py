@@ -24,11 +24,6 @@ from wlib.nn import FP4Linear
 SWITCHES = [{name: kind} for name in ("forward", "dgrad", "wgrad") for kind in ("bf16", "fp8")]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def cosine(a: Tensor, b: Tensor) -> float:
     return torch.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
 

@@ -16,11 +16,6 @@ from wlib.reference import int4fp8 as reference
 F, K = 70, 256
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def layer(
     n: int = F, zero_point: bool = False, channel_scale: bool = False, **options: Any
 ) -> Int4Fp8Linear:

@@ -22,11 +22,6 @@ GROUPS = ((32, 32), (64, 64), (96, 96), (128, 128), (160, 32), (160, 160), (192,
           (384, 128), (512, 256), (768, 384))  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def random_weight(
     n: int, k: int, group_size: int, zero_point: bool = False, channel_scale: bool = False
 ) -> wlib.Int4Weight:

@@ -18,11 +18,6 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TOKENS = (1, 15, 16, 65)  # both routes of the CPU kernel
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def assert_same_bits(a: Tensor, b: Tensor) -> None:
     assert a.dtype == b.dtype
     assert a.shape == b.shape

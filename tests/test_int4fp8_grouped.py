@@ -22,11 +22,6 @@ FP8 = torch.float8_e4m3fn
 COUNTS = ((0, 1, 63, 64, 65, 0), (0, 0, 33, 0), (7,), (1, 2, 3, 15, 16, 17), (0, 0))
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def offsets_of(counts: Sequence[int], dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor([0, *counts]).cumsum(0).to(dtype)
 

@@ -17,11 +17,6 @@ from wlib.nn import Int4Fp8Linear, replace_linear
 from wlib.reference import int4fp8 as reference
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def layer(bias: bool = True) -> Int4Fp8Linear:
     """A layer with every optional tensor, [256] -> [40]."""
     weight = wlib.Int4Weight(

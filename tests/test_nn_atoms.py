@@ -26,12 +26,6 @@ from wlib.nn import (
     share_attention,
 )
 
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 KINDS: tuple[dict[str, Any], ...] = (
     {},
     {"coefficients": "free"},

@@ -16,11 +16,6 @@ from wlib.parallel import ColwiseInt4, RowwiseInt4
 WORLD = 2
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def weight(n: int, k: int, group_size: int = 64, **options: bool) -> wlib.Int4Weight:
     """Every optional tensor, unless `options` says otherwise; scales are powers of two."""
     groups = k // group_size

@@ -20,11 +20,6 @@ E4M3 = decode_e4m3(torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn
 FORMATS = ["bf16", "fp16", "fp32", "e4m3"]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def correlated_inputs(tokens: int, k: int) -> Tensor:
     """Inputs [tokens, K] of a few directions, unequal channels and a mean."""
     latent = torch.randn(tokens, k // 4, dtype=torch.float64)

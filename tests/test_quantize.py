@@ -22,11 +22,6 @@ def quantized(y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quotient.to(torch.float8_e4m3fn), scale
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5, 100), (64,), (17, 513), (2, 0, 8)])
 def test_fp8_quantize(dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -19,11 +19,6 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 1, 1), (6, 10, 3), (64, 40, 8), (33, 129, 17))  # out, in, rank
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Small enough that every sum of the tests is exact in float32."""
     return torch.randint(-3, 4, shape).to(dtype)

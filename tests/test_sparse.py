@@ -29,11 +29,6 @@ def integers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randint(-2, 3, shape).to(dtype)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 # --- supports -----------------------------------------------------------------------------------
 
 

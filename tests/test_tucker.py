@@ -21,11 +21,6 @@ CASES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def operands(
     sizes: tuple[int, ...], ranks: tuple[int, ...], dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, list[Tensor]]:

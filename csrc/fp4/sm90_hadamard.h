@@ -6,16 +6,6 @@
 
 namespace wlib::fp4 {
 
-template <class T>
-WLIB_DEVICE T rounded(float x) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    return __float2bfloat16_rn(x);
-  else if constexpr (std::is_same_v<T, __half>)
-    return __float2half_rn(x);
-  else
-    return x;
-}
-
 // Columns are a multiple of 16: a run is inside of y or outside of it.
 template <class T>
 WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& s) {
@@ -26,7 +16,7 @@ WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& 
     if (corner.row + row >= p.rows || corner.column + column >= p.columns) continue;
     Run<T> run;
     WLIB_UNROLL
-    for (int j = 0; j < kCount; ++j) run.value[j] = rounded<T>(*s.at(row, column + j));
+    for (int j = 0; j < kCount; ++j) run.value[j] = sm90::from_float<T>(*s.at(row, column + j));
     T* to = static_cast<T*>(p.y) + (corner.row + row) * p.columns + corner.column + column;
     *reinterpret_cast<Run<T>*>(to) = run;
   }

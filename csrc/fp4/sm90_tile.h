@@ -4,13 +4,11 @@
 // meet in the four lanes that share a line.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "wlib/numerics/hadamard.h"
 #include "wlib/params/fp4.h"
 #include "wlib/sm90/bits.h"
 #include "wlib/sm90/dependency.h"
+#include "wlib/sm90/float_types.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::fp4 {
@@ -53,9 +51,7 @@ struct Unit {
         block(sm90::lane_index() / kLinesAtOnce) {}
 };
 
-WLIB_DEVICE float as_float(float x) { return x; }
-WLIB_DEVICE float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-WLIB_DEVICE float as_float(__half x) { return __half2float(x); }
+using sm90::as_float;
 
 // 16 bytes of a row.
 template <class T>

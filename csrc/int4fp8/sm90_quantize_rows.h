@@ -6,27 +6,15 @@
 // that holds the values exactly.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "wlib/numerics/silu.h"
 #include "wlib/params/int4fp8.h"
 #include "wlib/sm90/divide.h"
+#include "wlib/sm90/float_types.h"
 
 namespace wlib::int4fp8 {
 
-WLIB_DEVICE float as_float(float x) { return x; }
-WLIB_DEVICE float as_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-WLIB_DEVICE float as_float(__half x) { return __half2float(x); }
-template <class T>
-WLIB_DEVICE T from_float(float x) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>)
-    return __float2bfloat16_rn(x);
-  else if constexpr (std::is_same_v<T, __half>)
-    return __float2half_rn(x);
-  else
-    return x;
-}
+using sm90::as_float;
+using sm90::from_float;
 
 template <class T>
 struct alignas(16) Run {

@@ -2,13 +2,11 @@
 // of a warp, each with eight channels in two runs of four.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cmath>
 
 #include "wlib/params/prefill.h"
 #include "wlib/sm90/bits.h"
+#include "wlib/sm90/float_types.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::prefill {
@@ -23,10 +21,6 @@ struct HeadThreads {
   static WLIB_DEVICE int thread() { return sm90::lane_index() % kThreads; }
   static WLIB_DEVICE int head_of_warp() { return sm90::lane_index() / kThreads; }
 };
-
-WLIB_DEVICE float to_float(float x) { return x; }
-WLIB_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-WLIB_DEVICE float to_float(__half x) { return __half2float(x); }
 
 template <class T>
 struct alignas(kRunChannels * sizeof(T)) Run {
@@ -65,8 +59,8 @@ WLIB_DEVICE void load_channels(const void* base, const int64_t (&stride)[2], int
   const Run<T> second = whole ? load_run<true>(from + apart) : load_run<false>(from + apart);
   WLIB_UNROLL
   for (int i = 0; i < kRunChannels; ++i) {
-    x[i] = to_float(first.value[i]);
-    x[kRunChannels + i] = to_float(second.value[i]);
+    x[i] = sm90::as_float(first.value[i]);
+    x[kRunChannels + i] = sm90::as_float(second.value[i]);
   }
 }
 

@@ -186,11 +186,12 @@ class TorchSdpa(Arm[Attention]):
 
     def prepare(self, operands: Attention) -> Work:
         """Bring heads before tokens."""
-        q, k, v = (t.transpose(0, 1)[None].contiguous() for t in _tensors(operands))
+        own = operands.q, operands.k, operands.v
+        q, k, v = (t.transpose(0, 1)[None].contiguous() for t in own)
         return Work(
             lambda k, v: self.attend(operands, q, k, v),
             (k, v),
-            lambda out: operands.compare(out, operands.q, operands.k, operands.v),
+            lambda out: operands.compare(out, *own),
             (q,),
         )
 
@@ -246,11 +247,6 @@ class DequantizeAndSdpa(TorchSdpa):
             return operands.compare(out, operands.q, k, v)
 
         return Work(call, (kv.k, kv.v, kv.k_scale, kv.v_scale), check, (q,))
-
-
-def _tensors(operands: Attention) -> Tensors:
-    """Return q, k and v."""
-    return operands.q, operands.k, operands.v
 
 
 def _targets() -> tuple[Target, ...]:

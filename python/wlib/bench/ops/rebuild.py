@@ -26,6 +26,11 @@ class Adapters:
     b2: Tensor
     a2: Tensor
 
+    def factors(self, hadamard: bool) -> Tensors:
+        """Return what a merge reads besides w0."""
+        first = self.b, self.a
+        return (*first, self.b2, self.a2) if hadamard else first
+
     def judge(self, merged: Tensor, hadamard: bool) -> Accuracy:
         """Compare some rows of the last layer with float64."""
         rows = spread(self.w0.shape[1], SAMPLE_ROWS, merged)
@@ -59,9 +64,8 @@ class MergeLora(Arm[Adapters]):
         def call(w0: Tensor) -> Tensors:
             return tuple(rebuild.merge_many([self.layer(operands, w0, i) for i in layers]))
 
-        factors = (operands.b, operands.a, *((operands.b2, operands.a2) if self.hadamard else ()))
         check = functools.partial(_check, operands, self.hadamard)
-        return Work(call, (operands.w0,), check, factors)
+        return Work(call, (operands.w0,), check, operands.factors(self.hadamard))
 
     def layer(self, operands: Adapters, w0: Tensor, i: int) -> functools.partial[Tensor]:
         """Return the call that merges layer i."""
@@ -98,8 +102,7 @@ class TorchLora(Arm[Adapters]):
             return tuple(self.layer(operands, w0[i], i) for i in layers)
 
         check = functools.partial(_check, operands, self.hadamard)
-        factors = (operands.b, operands.a, *((operands.b2, operands.a2) if self.hadamard else ()))
-        return Work(call, (operands.w0,), check, factors)
+        return Work(call, (operands.w0,), check, operands.factors(self.hadamard))
 
     def layer(self, operands: Adapters, w0: Tensor, i: int) -> Tensor:
         """Return the merged weight of layer i."""
