@@ -55,6 +55,19 @@ def test_float_to_e2m1(x: npt.NDArray[np.float32]) -> None:
     assert np.array_equal(wlib_probe.float_to_e2m1(x), nearest(x))
 
 
+def test_eight_codes_at_once() -> None:
+    """What the kernels run: every value in every place, next to values of all magnitudes."""
+    nan = np.array([np.nan, -np.nan], np.float32)
+    x = np.concatenate([every_16_bit_float(), neighbourhoods(), nan])
+    x = np.random.default_rng(0).permutation(np.resize(x, -(-x.size // 8) * 8))
+    expected = wlib_probe.float_to_e2m1(x).reshape(-1, 8).astype(np.uint32)
+    for shift in range(8):
+        eight = np.roll(x, shift).reshape(-1, 8)
+        codes = np.roll(expected.reshape(-1), shift).reshape(-1, 8)
+        words = wlib_probe.fp4_encode_eight(eight)
+        assert np.array_equal(words[:, None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15, codes)
+
+
 def test_stochastic_rounding_is_exact_for_every_threshold() -> None:
     """The code steps up where the random bits reach the distance to the next value."""
     steps = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2])

@@ -1,8 +1,10 @@
 // FP4 number formats, block scales and layouts, value by value.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <vector>
 
+#include "fp4/sm90_encode.h"
 #include "probe/bind.h"
 #include "probe/sim_fp4_matmul.h"
 #include "wlib/layout/scales_128x4.h"
@@ -21,6 +23,17 @@ std::vector<int> carrier_bytes(bool e5m2, int d) {
   std::vector<int> bytes;
   for (uint32_t code = 0; code < 16; ++code) bytes.push_back(fp4::carrier_byte(table, code));
   return bytes;
+}
+
+// x [n, 8] -> eight codes in a word each, as the kernels round
+py::array_t<uint32_t> encode_eight(const Array<float>& x) {
+  py::array_t<uint32_t> out(x.shape(0));
+  for (int64_t i = 0; i < x.shape(0); ++i) {
+    float values[8];
+    std::copy_n(x.data() + 8 * i, 8, values);
+    out.mutable_data()[i] = fp4::encode_eight(values);
+  }
+  return out;
 }
 
 // x [n, 32] -> E8M0 codes
@@ -90,6 +103,7 @@ sim::Report matmul(const py::dict& a, const py::dict& b, py::array y, int mode, 
 void bind_fp4(py::module_& m) {
   m.def("e2m1_to_float", py::vectorize([](uint32_t code) { return e2m1_to_float(code); }));
   m.def("float_to_e2m1", py::vectorize([](float value) { return uint8_t(float_to_e2m1(value)); }));
+  m.def("fp4_encode_eight", &encode_eight, py::arg("x").noconvert());
   m.def("float_to_e2m1_stochastic", py::vectorize([](float value, uint32_t random) {
           return uint8_t(float_to_e2m1_stochastic(value, random));
         }));

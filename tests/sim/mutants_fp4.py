@@ -9,6 +9,7 @@ SIDE = "csrc/fp4/sm90_side.h"
 SCAN = "csrc/fp4/sm90_scan.h"
 QUANTIZE = "csrc/fp4/sm90_quantize.h"
 HADAMARD = "csrc/fp4/sm90_hadamard.h"
+ENCODE = "csrc/fp4/sm90_encode.h"
 
 
 def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
@@ -184,6 +185,20 @@ MUTANTS = [
         QUANTIZE,
         "carrier_bytes(table, a >> 16)",
         "carrier_bytes(table, a)",
+    ),
+    mutant(
+        "sixth step of a code left out",
+        "numerics",
+        ENCODE,
+        "4194304.0f + 3.0f",
+        "4194304.0f + 2.0f",
+    ),
+    mutant(
+        "codes of even elements for the odd ones",
+        "numerics",
+        ENCODE,
+        "gather(magnitude + 1, kLowest)",
+        "gather(magnitude, kLowest)",
     ),
     mutant(
         "second block of nvfp4 in the place of the first",

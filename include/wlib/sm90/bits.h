@@ -16,6 +16,17 @@ WLIB_DEVICE uint32_t and_or(uint32_t value, uint32_t mask, uint32_t bits) {
 #endif
 }
 
+// The bits of `a` where the mask's are set, those of `b` elsewhere: one LOP3, see and_or.
+WLIB_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(out) : "r"(mask), "r"(a), "r"(b));
+  return out;
+#else
+  return (mask & a) | (~mask & b);
+#endif
+}
+
 // Byte i is the one of `low` (0 to 3) or `high` (4 to 7) that the lower three bits of nibble i of
 // `selector` name; with the nibble's highest bit set, that byte's sign bit, eight times.
 WLIB_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
