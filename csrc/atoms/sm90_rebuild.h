@@ -1,5 +1,5 @@
 // Weights from few numbers: w0 + scale * f(operands), many layers in one launch. The base is read
-// once and the result written once; a CTA takes 64 x 128 tiles of the layers in turn, keeps the
+// once and the result written once; a CTA takes a share of the layers' 64 x 128 tiles, keeps the
 // base's part of its tile in registers while the operands run through shared memory, and rounds
 // once. How the operands are multiplied is the Products of sm90_rebuild_fused.h or
 // sm90_rebuild_tensor.h.
@@ -44,11 +44,17 @@ struct RebuildTile {
   int64_t offset;          // of the batch's matrix in w0 and out
 };
 
+// Neighbouring tiles lie one below the other: they share the columns of their second factor.
 WLIB_DEVICE RebuildTile tile_at(const RebuildView& view, int index) {
   const int columns = view.column_tiles(), rows = view.row_tiles();
-  const int batch = index / (rows * columns), row = index / columns % rows;
-  return {batch, row * kTileRows, index % columns * kTileColumns,
+  const int batch = index / (rows * columns), column = index / rows % columns;
+  return {batch, index % rows * kTileRows, column * kTileColumns,
           int64_t(batch) * view.rows * view.columns};
+}
+
+// The first tile of a CTA, which takes a share of neighbouring ones.
+WLIB_DEVICE int first_tile(int tiles, int cta) {
+  return int(int64_t(tiles) * cta / sm90::grid_size_x());
 }
 
 // The last layer whose first tile is not beyond `tile`.
@@ -105,7 +111,8 @@ template <class Products, int kCapacity>
 WLIB_KERNEL_RESIDENT(kRebuildThreads, Products::kResident)
 rebuild_kernel(WLIB_GRID_CONSTANT RebuildTable<kCapacity> p) {
   auto& s = sm90::dynamic_smem<typename Products::Smem>();
-  for (int index = sm90::block_index_x(); index < p.tiles; index += sm90::grid_size_x()) {
+  const int cta = sm90::block_index_x(), end = first_tile(p.tiles, cta + 1);
+  for (int index = first_tile(p.tiles, cta); index < end; ++index) {
     const RebuildLayer& l = p.layers[layer_of(p, index)];
     const RebuildView view(l);
     const RebuildTile tile = tile_at(view, index - l.first_tile);

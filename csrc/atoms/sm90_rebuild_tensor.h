@@ -18,8 +18,8 @@ class TensorProducts {
   static constexpr int kResident = 2, kRowStep = 8;
   struct Smem {  // of factors high and low parts; eight rows are read at a time, all banks apart
     Quad a[2][kTileRows][kRanks / 8 + 1];
-    alignas(16) uint32_t b[2][kRanks][kTileColumns / 2 + 4];  // pairs in the order of b_pair
-    float first[kRowsPerThread * kRun][kRebuildThreads];      // product of hadamard, each thread's
+    alignas(16) uint32_t b[2][kRanks][kTileColumns / 2 + 12];  // pairs, at b_pair
+    float first[kRowsPerThread * kRun][kRebuildThreads];       // product of hadamard, each thread's
   };
   WLIB_DEVICE static int row() { return warp_row() + sm90::lane_index() / 4; }
   WLIB_DEVICE static int column() { return warp_column() + sm90::lane_index() % 4 * kRun; }
@@ -61,8 +61,11 @@ class TensorProducts {
     return sm90::thread_index() / sm90::kWarpThreads % kWarpsAcross * kWarpColumns;
   }
   // Where the pair of columns 2 j, 2 j + 1 of a run lies in b, so that the four instructions of a
-  // row give a thread one run: instruction j its pair j.
-  WLIB_DEVICE static int b_pair(int run, int j) { return run / 4 * 16 + j * 4 + run % 4; }
+  // row give a thread one run: instruction j its pair j. A gap in the middle keeps the banks of the
+  // 16 runs that are stored at a time apart.
+  WLIB_DEVICE static int b_pair(int run, int j) {
+    return run / 4 * 16 + run / 8 * 8 + j * 4 + run % 4;
+  }
   WLIB_DEVICE static float& at(Accumulators& d, int i) {
     const int row = i / kRun, column = i % kRun;
     return d[row / 2][column / 2][row % 2 * 2 + column % 2];
@@ -180,8 +183,8 @@ class TensorProducts {
   }
   // For two neighbouring instructions.
   WLIB_DEVICE static void load_b(const Smem& s, int part, int k, int pair, uint32_t (&b)[4]) {
-    const int lane = sm90::lane_index(), column = warp_column() + pair * 16 + lane / 16 * 8;
-    sm90::load_matrices_transposed(b, &s.b[part][k + lane % 16][column / 2]);
+    const int lane = sm90::lane_index(), first = b_pair(warp_column() / kRun, pair * 2 + lane / 16);
+    sm90::load_matrices_transposed(b, &s.b[part][k + lane % 16][first]);
   }
   WLIB_DEVICE static void add_products(const uint32_t (&a)[2][4], const uint32_t (&b)[4], int pair,
                                        Accumulators& d) {
