@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rebuild_problems import draw_layer
+from rebuild_problems import draw_layer, split_case
 from sim.mutants_atoms import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
@@ -35,6 +35,13 @@ def make_cases() -> Cases:
         rng = np.random.default_rng(seed)
         layers = [draw_layer(rng, form, np.float32, size=s) for form, s in enumerate(sizes)]
         rebuild.append(LayersCase(layers, {"seed": seed}))
+    rng = np.random.default_rng(2)
+    layers = [
+        split_case(rng, 0, (66, 136, 40), np.uint16),
+        split_case(rng, 1, (20, 40, 24), np.float16, strided=True),
+        split_case(rng, 0, (5, 40, 17), np.uint16),
+    ]
+    rebuild.append(LayersCase(layers, {"seed": 1}))
     return {"sim_atoms.cpp": atoms, "sim_rebuild.cpp": rebuild}
 
 

@@ -185,6 +185,32 @@ def test_wgmma_f16_reads_operands_where_cute_puts_them(register_a):
         np.testing.assert_array_equal(d, a.astype(np.float32) @ b.astype(np.float32).T)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["bf16", "f16"])
+def test_mma_reads_fragments_where_cute_puts_them(half):
+    rng = np.random.default_rng(1)
+    for seed in range(3):
+        a, b = (rng.integers(-8, 9, (rows, 16)).astype(np.float32) for rows in (16, 8))
+        d = rng.integers(-99, 100, (16, 8)).astype(np.float32)
+        want = d + a @ b.T
+        a, b = (x.astype(np.float16) if half else to_bf16(x) for x in (a, b))
+        assert probe.mma(a, b, d, probe.Options(seed=seed, preempt_every=3)).findings == []
+        np.testing.assert_array_equal(d, want)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("first", [0, 13])
+def test_matrix_loads_give_each_lane_two_numbers_of_each_matrix(first, transposed):
+    """Rows as the lanes give them; register m of lane i holds row i / 4, columns i % 4 * 2 on."""
+    x = np.arange(256, dtype=np.uint16).reshape(32, 8)
+    out = np.zeros((32, 4), np.uint32)
+    options = probe.Options(seed=first, preempt_every=3)
+    assert probe.load_matrices(x, out, first, transposed, options).findings == []
+    matrices = np.roll(x, -first, axis=0).reshape(4, 8, 8)
+    matrices = matrices.transpose(0, 2, 1) if transposed else matrices
+    pairs = matrices.reshape(4, 32, 2).transpose(1, 0, 2)
+    np.testing.assert_array_equal(out.view(np.uint16).reshape(32, 4, 2), pairs)
+
+
 def test_truncated_accumulation_keeps_thirteen_bits_below_the_largest_addend():
     """256 + 2^-5 keeps its bit 13; 256 + 2^-6 loses it, towards zero for either sign."""
     code = {value: int(np.flatnonzero(value == E4M3)[0]) for value in (16.0, 1.0, 2**-5, 2**-6)}

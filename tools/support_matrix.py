@@ -139,7 +139,8 @@ def _simulated_prefill() -> Iterator[str]:
 
 
 def _simulated_atoms() -> Iterator[str]:
-    yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
+    products = ("FusedProducts", "TensorProducts")
+    yield from (f"rebuild_kernel<{p}, {capacity}>" for p in products for capacity in (8, 272))
     yield from (
         f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
     )

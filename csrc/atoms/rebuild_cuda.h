@@ -7,8 +7,7 @@
 
 namespace wlib::atoms {
 
-// Fills in the layers' first tiles.
-const char* rebuild_cuda(std::span<RebuildLayer> layers, Rounding rounding, int device,
+const char* rebuild_cuda(std::span<const RebuildLayer> layers, Rounding rounding, int device,
                          void* stream);
 
 }  // namespace wlib::atoms

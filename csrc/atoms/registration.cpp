@@ -64,7 +64,10 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
   static const std::string table = dispatch_table({
       {"rebuild",
        "cpu, any form: one row of the weight at a time\n" WLIB_CUDA_ROWS(
-           "sm_90a, any form: sm90_rebuild, tiles of 64 x 128, all layers in one launch\n")},
+           "sm_90a, low rank and hadamard above rank 16, 16-bit base and result: sm90_rebuild, "
+           "tensor cores, tiles of 64 x 128, all layers in one launch\n"
+           "sm_90a, any other: sm90_rebuild, fused multiply-adds, tiles of 64 x 128, all layers in "
+           "one launch\n")},
       {"atoms_reconstruct",
        "cpu, any layers: blocks of 256 elements of all layers\n" WLIB_CUDA_ROWS(
            "sm_90a, any layers: sm90_reconstruct, tiles of 1024 elements of all layers\n")},

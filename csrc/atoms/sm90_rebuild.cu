@@ -1,52 +1,52 @@
 #include <algorithm>
 
 #include "atoms/rebuild_cuda.h"
-#include "atoms/sm90_rebuild.h"
+#include "atoms/rebuild_plan.h"
+#include "atoms/sm90_rebuild_fused.h"
+#include "atoms/sm90_rebuild_tensor.h"
 #include "int4fp8/sm90_launch.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::atoms {
 namespace {
 
-constexpr int kFew = 8,
-              kMany = 280;  // layers of a launch; a kernel parameter has at most 32764 bytes
-static_assert(sizeof(RebuildTable<kMany>) <= 32764);
-
-template <int kCapacity>
-cudaError_t launch(std::span<const RebuildLayer> layers, int tiles, uint32_t first_number,
-                   Rounding rounding, cudaStream_t stream) {
+template <class Products, int kCapacity>
+cudaError_t launch(const RebuildLaunch& one, Rounding rounding, cudaStream_t stream) {
   RebuildTable<kCapacity> table;
-  std::copy(layers.begin(), layers.end(), table.layers);
-  table.count = int32_t(layers.size());
-  table.tiles = tiles;
-  table.first_number = first_number;
+  std::copy(one.layers.begin(), one.layers.end(), table.layers);
+  table.count = int32_t(one.layers.size());
+  table.tiles = int32_t(one.tiles);
   table.rounding = rounding;
+  constexpr auto kKernel = rebuild_kernel<Products, kCapacity>;
+  constexpr int kSmemBytes = sizeof(typename Products::Smem);
   int resident = 0;
-  if (const cudaError_t error = sm90::resident_clusters(rebuild_kernel<kCapacity>, kRebuildThreads,
-                                                        sizeof(RebuildSmem), 1, &resident))
+  if (const cudaError_t error =
+          sm90::resident_clusters(kKernel, kRebuildThreads, kSmemBytes, 1, &resident))
     return error;
-  return sm90::launch(rebuild_kernel<kCapacity>, dim3(unsigned(std::min(tiles, resident))),
-                      kRebuildThreads, sizeof(RebuildSmem), 1, stream, table);
+  return sm90::launch(kKernel, dim3(unsigned(std::min(table.tiles, resident))), kRebuildThreads,
+                      kSmemBytes, 1, stream, table);
+}
+
+template <class Products>
+cudaError_t launch(const RebuildLaunch& one, Rounding rounding, cudaStream_t stream) {
+  const bool few = one.layers.size() <= kFewLayers;
+  return few ? launch<Products, kFewLayers>(one, rounding, stream)
+             : launch<Products, kManyLayers>(one, rounding, stream);
 }
 
 }  // namespace
 
-const char* rebuild_cuda(std::span<RebuildLayer> layers, Rounding rounding, int device,
+const char* rebuild_cuda(std::span<const RebuildLayer> layers, Rounding rounding, int device,
                          void* stream) {
   if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
-  for (size_t first = 0; first < layers.size(); first += kMany) {
-    const auto part = layers.subspan(first, std::min<size_t>(kMany, layers.size() - first));
-    int64_t tiles = 0;
-    for (RebuildLayer& layer : part) {
-      layer.first_tile = int32_t(tiles);
-      if (layer.rows > 0 && layer.columns > 0) tiles += RebuildView(layer).tiles();
-      if (tiles >= int64_t(1) << 30) return "more than 2^30 tiles of 64 x 128 in one launch";
-    }
-    if (tiles == 0) continue;
-    const auto run = part.size() <= kFew ? launch<kFew> : launch<kMany>;
-    const cudaError_t error =
-        run(part, int(tiles), uint32_t(first), rounding, static_cast<cudaStream_t>(stream));
-    if (error != cudaSuccess) return cudaGetErrorString(error);
+  const std::vector<RebuildLaunch> launches = plan_rebuild(layers);
+  for (const RebuildLaunch& one : launches) {
+    if (one.tiles >= int64_t(1) << 30) return "more than 2^30 tiles of 64 x 128 in one launch";
+  }
+  for (const RebuildLaunch& one : launches) {
+    const auto run = one.tensor_cores ? launch<TensorProducts> : launch<FusedProducts>;
+    if (const cudaError_t error = run(one, rounding, static_cast<cudaStream_t>(stream)))
+      return cudaGetErrorString(error);
   }
   return nullptr;
 }

@@ -15,7 +15,7 @@ namespace {
 std::vector<PlantedCase> all_planted() {
   std::vector<PlantedCase> all;
   for (const auto part : {planted_memory(), planted_sync(), planted_cluster(), planted_copy(),
-                          planted_wgmma(), planted_dependency()}) {
+                          planted_mma(), planted_wgmma(), planted_dependency()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;
@@ -56,6 +56,17 @@ sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool 
                    static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
 }
 
+sim::Report mma(const py::array& a, const py::array& b, Array<float>& d, const sim::Options& o) {
+  return run_mma(a.dtype().kind() == 'f' ? MatrixType::kF16 : MatrixType::kBF16,
+                 static_cast<const uint16_t*>(a.data()), static_cast<const uint16_t*>(b.data()),
+                 d.mutable_data(), o);
+}
+
+sim::Report load_matrices(const Array<uint16_t>& x, Array<uint32_t>& out, int first,
+                          bool transposed, const sim::Options& o) {
+  return run_load_matrices(x.data(), out.mutable_data(), first, transposed, o);
+}
+
 sim::Report tensor_load(const py::array& x, int column, int row, bool swizzle, Array<uint8_t>& out,
                         const sim::Options& o) {
   return run_tensor_load({static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)),
@@ -83,6 +94,9 @@ void bind_primitives(py::module_& m) {
   m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
   m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
         py::arg("register_a"), py::arg("options"), py::arg("half") = false);
+  m.def("mma", &mma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(), py::arg("options"));
+  m.def("load_matrices", &load_matrices, py::arg("x").noconvert(), py::arg("out").noconvert(),
+        py::arg("first"), py::arg("transposed"), py::arg("options"));
   m.def("half2_add", py::vectorize(&sm90::half2_add));
   m.def("half2_sub", py::vectorize(&sm90::half2_sub));
   m.def("half2_mul", py::vectorize(&sm90::half2_mul));

@@ -4,39 +4,45 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "atoms/rebuild_plan.h"
 #include "atoms/sm90_prng.h"
-#include "atoms/sm90_rebuild.h"
+#include "atoms/sm90_rebuild_fused.h"
+#include "atoms/sm90_rebuild_tensor.h"
 
 namespace wlib::atoms {
 namespace {
 
-template <int kCapacity>
-sim::Report run(const std::vector<RebuildLayer>& layers, int tiles, Rounding rounding, int ctas,
+template <class Products, int kCapacity>
+sim::Report run(const RebuildLaunch& one, Rounding rounding, int ctas,
                 const std::vector<sim::Buffer>& buffers, const sim::Options& options) {
-  if (layers.size() > kCapacity) throw std::invalid_argument("more layers than the table holds");
+  if (one.layers.size() > kCapacity)
+    throw std::invalid_argument("more layers than the table holds");
   RebuildTable<kCapacity> table{};
-  std::copy(layers.begin(), layers.end(), table.layers);
-  table.count = int32_t(layers.size());
-  table.tiles = tiles;
+  std::copy(one.layers.begin(), one.layers.end(), table.layers);
+  table.count = int32_t(one.layers.size());
+  table.tiles = int32_t(one.tiles);
   table.rounding = rounding;
   const sim::LaunchConfig config{
-      {std::min(ctas, tiles), 1, 1}, kRebuildThreads, sizeof(RebuildSmem)};
-  return sim::launch(config, options, buffers, rebuild_kernel<kCapacity>, table);
+      {std::min(ctas, table.tiles), 1, 1}, kRebuildThreads, sizeof(typename Products::Smem)};
+  return sim::launch(config, options, buffers, rebuild_kernel<Products, kCapacity>, table);
 }
 
 }  // namespace
 
-sim::Report simulate_rebuild(std::vector<RebuildLayer> layers, Rounding rounding, int capacity,
-                             int ctas, const std::vector<sim::Buffer>& buffers,
+sim::Report simulate_rebuild(const std::vector<RebuildLayer>& layers, Rounding rounding,
+                             int capacity, int ctas, const std::vector<sim::Buffer>& buffers,
                              const sim::Options& options) {
-  int tiles = 0;
-  for (RebuildLayer& layer : layers) {
-    layer.first_tile = tiles;
-    if (layer.rows > 0 && layer.columns > 0) tiles += int(RebuildView(layer).tiles());
+  sim::Report all;
+  const bool few = capacity == kFewLayers;
+  if (!few && capacity != kManyLayers) throw std::invalid_argument("no such capacity");
+  for (const RebuildLaunch& one : plan_rebuild(layers)) {
+    const auto fused = few ? run<FusedProducts, kFewLayers> : run<FusedProducts, kManyLayers>;
+    const auto tensor = few ? run<TensorProducts, kFewLayers> : run<TensorProducts, kManyLayers>;
+    const sim::Report report =
+        (one.tensor_cores ? tensor : fused)(one, rounding, ctas, buffers, options);
+    all.findings.insert(all.findings.end(), report.findings.begin(), report.findings.end());
   }
-  const auto simulate = capacity == 8 ? run<8> : capacity == 280 ? run<280> : nullptr;
-  if (!simulate) throw std::invalid_argument("no such capacity");
-  return simulate(layers, tiles, rounding, ctas, buffers, options);
+  return all;
 }
 
 sim::Report simulate_prng_expand(const PrngParams& p, const sim::Options& options) {

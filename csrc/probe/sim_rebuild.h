@@ -10,8 +10,8 @@
 namespace wlib::atoms {
 
 // `ctas` CTAs share the tiles; `capacity` is that of the table, one of the library's two.
-sim::Report simulate_rebuild(std::vector<RebuildLayer> layers, Rounding rounding, int capacity,
-                             int ctas, const std::vector<sim::Buffer>& buffers,
+sim::Report simulate_rebuild(const std::vector<RebuildLayer>& layers, Rounding rounding,
+                             int capacity, int ctas, const std::vector<sim::Buffer>& buffers,
                              const sim::Options& options);
 sim::Report simulate_prng_expand(const PrngParams& p, const sim::Options& options);
 

@@ -68,7 +68,7 @@ def grouped_is_right(problem: Problem, device: str) -> bool:
 
 
 def atoms_are_right(device: str) -> bool:
-    """Both directions, an optimiser step, sums of lists and random bases, with odd sizes."""
+    """Both directions, an optimiser step, sums of lists, random bases and low rank."""
     draw = torch.Generator().manual_seed(1)
     grad, atoms, coef, first, second = (
         torch.randint(1, 4, shape, generator=draw).float()
@@ -83,6 +83,9 @@ def atoms_are_right(device: str) -> bool:
         flat += [wlib.atoms_step(g, a, c, m, v, lr=0.1, betas=(0.5, 0.5)), a, m, v]
         flat.append(torch.ops.wlib.prng_project(g, 6, 1, "sign", 0))
         flat.append(wlib.prng_expand(c[0].clone(), (701,), 1))
+        factors = [g[:, 0, :27], g.view(27, 701)]  # both kernels, by the type of the result
+        for dtype in (torch.float32, torch.bfloat16):
+            flat += torch.ops.wlib.rebuild([], factors, [0], [1.0], out_dtype=dtype)
         return [t.cpu() for t in flat]
 
     return all(map(torch.equal, run(device), run("cpu")))

@@ -75,4 +75,8 @@ void wgmma_issue(const WgmmaShape& shape, float* d, const uint32_t* a_regs, uint
 void wgmma_commit();
 void wgmma_wait(int pending);
 
+// By whole warps; fragments as in wlib/sm90/mma.h. `type` has 16 bits.
+void warp_mma(Element type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void load_matrices(uint32_t (&matrix)[4], const void* row, bool transposed);
+
 }  // namespace wlib::sim::dev

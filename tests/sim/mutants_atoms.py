@@ -8,6 +8,8 @@ BACKWARD = "csrc/atoms/sm90_backward.h"
 FINISH = "csrc/atoms/sm90_finish.h"
 PRNG = "csrc/atoms/sm90_prng.h"
 REBUILD = "csrc/atoms/sm90_rebuild.h"
+REBUILD_FUSED = "csrc/atoms/sm90_rebuild_fused.h"
+REBUILD_TENSOR = "csrc/atoms/sm90_rebuild_tensor.h"
 RECONSTRUCT = "csrc/atoms/sm90_reconstruct.h"
 RUNS = "csrc/atoms/sm90_runs.h"
 SUMS = "csrc/atoms/sm90_sums.h"
@@ -15,7 +17,7 @@ OPTIMIZER = "include/wlib/numerics/optimizer.h"
 
 
 def mutant(name: str, caught_by: str, file: str, *texts: str) -> Mutant:
-    source = "sim_rebuild.cpp" if file == REBUILD else "sim_atoms.cpp"
+    source = "sim_rebuild.cpp" if file.startswith(REBUILD[:-2]) else "sim_atoms.cpp"
     return Mutant.of(name, caught_by, file, source, *texts)
 
 
@@ -185,35 +187,69 @@ _PRNG = [
            "int64_t(sm90::block_index_x()) * 64 + sm90::thread_index();\n  float sums"),
 ]  # fmt: skip
 _REBUILD = [
-    mutant("rebuild: factors overwritten while read", "smem-race", REBUILD,
-           "    sm90::block_sync();  // the last step's reads\n", ""),
-    mutant("rebuild: factors read before all are there", "smem-race", REBUILD,
-           "    sm90::block_sync();\n    WLIB_UNROLL", "    WLIB_UNROLL"),
+    mutant("rebuild: factors overwritten while read", "smem-race", REBUILD_FUSED,
+           "      sm90::block_sync();  // the last step's reads\n", ""),
+    mutant("rebuild: factors read before all are there", "smem-race", REBUILD_FUSED,
+           "      sm90::block_sync();\n      WLIB_UNROLL", "      WLIB_UNROLL"),
     mutant("rebuild: rows of a factor beyond its last", "global-bounds", REBUILD,
            "if (row >= rows || column >= columns) return 0.0f;",
            "if (column >= columns) return 0.0f;"),
     mutant("rebuild: ranks beyond the last", "global-bounds", REBUILD,
            "if (row >= rows || column >= columns) return 0.0f;", "if (row >= rows) return 0.0f;"),
     mutant("rebuild: rows beyond the last stored", "global-bounds", REBUILD,
-           "if (row + r >= view.rows || column >= view.columns) continue;",
+           "if (row + below >= view.rows || column >= view.columns) continue;",
            "if (column >= view.columns) continue;"),
     mutant("rebuild: base of rows beyond the last", "global-bounds", REBUILD,
-           "l.w0 && row + r < view.rows && column < view.columns",
+           "l.w0 && row + below < view.rows && column < view.columns",
            "l.w0 && column < view.columns"),
-    mutant("rebuild: halves of a run of columns swapped", "numerics", REBUILD,
+    mutant("rebuild: halves of a run of columns swapped", "numerics", REBUILD_FUSED,
            "c % kRun / 4 * (kTileColumns / 2)", "(1 - c % kRun / 4) * (kTileColumns / 2)"),
     mutant("rebuild: layer before the tile's own", "global-bounds", REBUILD,
            "first_tile <= tile ? low", "first_tile < tile ? low"),
     mutant("rebuild: tiles skipped", "numerics", REBUILD,
-           "index += sm90::grid_size_x()", "index += 2 * sm90::grid_size_x()"),
-    mutant("rebuild: hadamard adds", "numerics", REBUILD,
+           "index < end; ++index", "index < end; index += 2"),
+    mutant("rebuild: shares of CTAs overlap", "global-race", REBUILD,
+           "end = first_tile(p.tiles, cta + 1);", "end = p.tiles;"),
+    mutant("rebuild: hadamard adds", "numerics", REBUILD_FUSED,
            "sums[r][i] *= second[r][i]", "sums[r][i] += second[r][i]"),
-    mutant("rebuild: kron's factors by the wrong block", "numerics", REBUILD,
+    mutant("rebuild: kron's factors by the wrong block", "numerics", REBUILD_FUSED,
            "(column + i) / l.rank2, inner = (column + i) % l.rank2",
            "(column + i) % l.rank2, inner = (column + i) / l.rank2"),
-    mutant("rebuild: first block for all rows of blocks", "numerics", REBUILD,
+    mutant("rebuild: first block for all rows of blocks", "numerics", REBUILD_FUSED,
            "int64_t(tile.batch) * l.rank1 * l.rank1", "int64_t(tile.batch) * 0 * l.rank1"),
     mutant("rebuild: scale left out", "numerics", REBUILD,
            "fmaf(scale, sums[r][i], w)", "fmaf(1.0f, sums[r][i], w) + 0 * scale"),
 ]  # fmt: skip
-MUTANTS = [*_SUMS, *_RECONSTRUCT, *_COMBINE, *_BACKWARD, *_PRNG, *_REBUILD]
+_TENSOR = [
+    mutant("rebuild: split factors overwritten while read", "smem-race", REBUILD_TENSOR,
+           "      sm90::block_sync();  // the last step's reads\n", ""),
+    mutant("rebuild: split factors read before all are there", "smem-race", REBUILD_TENSOR,
+           "      sm90::block_sync();\n      WLIB_UNROLL", "      WLIB_UNROLL"),
+    mutant("rebuild: low parts of the first factor left out", "numerics", REBUILD_TENSOR,
+           "load_a(s, 1, k, a);", "load_a(s, 0, k, a);"),
+    mutant("rebuild: low parts of the second factor left out", "numerics", REBUILD_TENSOR,
+           "load_b(s, 1, k, pair, low);", "load_b(s, 0, k, pair, low);"),
+    mutant("rebuild: runs of rows beyond the last", "global-bounds", REBUILD_TENSOR,
+           "r < f.rows && first < f.columns", "first < f.columns"),
+    mutant("rebuild: runs of columns beyond the last", "global-bounds", REBUILD_TENSOR,
+           "r < f.rows && first < f.columns", "r < f.rows"),
+    mutant("rebuild: odd rows moved in runs", "misaligned", REBUILD_TENSOR,
+           "f.row_stride % kRun == 0 && ", ""),
+    mutant("rebuild: every other column moved in runs", "numerics", REBUILD_TENSOR,
+           "return f.column_stride == 1 && ", "return "),
+    mutant("rebuild: ranks of a quarter in the place of another's", "numerics", REBUILD_TENSOR,
+           "[k / 8 + lane / 16]", "[k / 8 + 1 - lane / 16]"),
+    mutant("rebuild: second half of an instruction's ranks left out", "numerics", REBUILD_TENSOR,
+           "s.b[part][k + lane % 16]", "s.b[part][k + lane % 8]"),
+    mutant("rebuild: later ranks of a step left out", "numerics", REBUILD_TENSOR,
+           "if (rank + k >= a.columns) break;", "if (k > 0) break;"),
+    mutant("rebuild: pairs of a run in reverse order", "numerics", REBUILD_TENSOR,
+           "b_pair(run, j)] = pairs[j]", "b_pair(run, 3 - j)] = pairs[j]"),
+    mutant("rebuild: rows of a warp's upper half for both", "numerics", REBUILD_TENSOR,
+           "warp_row() + m * 16 + lane % 16", "warp_row() + lane % 16"),
+    mutant("rebuild: first product in one place for all", "smem-race", REBUILD_TENSOR,
+           "s.first[i][sm90::thread_index()] = at", "s.first[i][0] = at"),
+    mutant("rebuild: second product on top of the first", "numerics", REBUILD_TENSOR,
+           "at(products, i) = 0;", ""),
+]  # fmt: skip
+MUTANTS = [*_SUMS, *_RECONSTRUCT, *_COMBINE, *_BACKWARD, *_PRNG, *_REBUILD, *_TENSOR]

@@ -27,9 +27,7 @@ float decode(dev::Element type, const uint8_t* p) {
     return t;
   }();
   if (element_bytes(type) == 1) return tables[type == dev::Element::kE5M2][*p];
-  const auto bits = uint16_t(p[0] | p[1] << 8);
-  if (type == dev::Element::kF16) return __half2float(__builtin_bit_cast(__half, bits));
-  return __builtin_bit_cast(float, uint32_t(bits) << 16);
+  return sixteen_bits(type, uint16_t(p[0] | p[1] << 8));
 }
 
 // A K-major operand behind a 64-bit matrix descriptor (PTX ISA, "Matrix descriptor"), 128-byte

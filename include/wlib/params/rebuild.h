@@ -30,6 +30,7 @@ struct RebuildLayer {
   int32_t rows, columns, rank1, rank2;
   RebuildForm form : 8;
   FloatType w0_type : 8, out_type : 8, operand_type : 8;
+  int32_t number;      // in the call, for the keys of stochastic rounding
   int32_t first_tile;  // of the CUDA kernel's tiles, numbered over all layers of a launch
 };
 

@@ -1,6 +1,7 @@
 // FP8 conversions by the GPU's own instructions; the host takes their definition, numerics/e4m3.h.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "wlib/numerics/e4m3.h"
@@ -33,6 +34,22 @@ WLIB_DEVICE uint16_t float2_to_e4m3x2(float2 v) {
 }
 WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
   return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
+}
+
+// Two BF16, rounded to nearest even, the first in the lower half; and their values.
+WLIB_DEVICE uint32_t pack_bf16x2(float low, float high) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+#else
+  const auto bits = [](float f) { return __builtin_bit_cast(uint16_t, __float2bfloat16_rn(f)); };
+  return bits(low) | uint32_t(bits(high)) << 16;
+#endif
+}
+WLIB_DEVICE float bf16x2_low(uint32_t pair) { return __builtin_bit_cast(float, pair << 16); }
+WLIB_DEVICE float bf16x2_high(uint32_t pair) {
+  return __builtin_bit_cast(float, pair & 0xffff0000u);
 }
 
 // Products of two pairs of BF16; exact ones only, which the host does not round.
