@@ -184,12 +184,17 @@ def test_the_interval_holds_the_median_in_95_of_100_runs() -> None:
     assert max(run.high_us - run.low_us for run in runs) < 3
 
 
+def measured(arms: dict[str, list[timing.Call]]) -> dict[str, timing.Timing]:
+    laps = {name: timing.make_lap(calls, torch.device("cpu")) for name, calls in arms.items()}
+    return timing.measure(laps, budget_s=0.01)
+
+
 def test_measure_counts_every_call_and_takes_turns() -> None:
     order = []
     calls = {
         name: [lambda name=name, i=i: order.append((name, i)) for i in range(3)] for name in "ab"
     }
-    result = timing.measure(calls, torch.device("cpu"), budget_s=0.01)
+    result = measured(calls)
     assert set(result) == {"a", "b"}
     assert [i for name, i in order if name == "a"] == [0, 1, 2] * (order.count(("a", 0)))
     turns = [name for name, i in order if i == 0]
@@ -199,7 +204,7 @@ def test_measure_counts_every_call_and_takes_turns() -> None:
 
 def test_measure_tells_a_slow_arm_from_a_fast_one() -> None:
     calls = {"fast": [lambda: time.sleep(1e-3)] * 10, "slow": [lambda: time.sleep(1e-2)]}
-    result = timing.measure(calls, torch.device("cpu"), budget_s=0.01)
+    result = measured(calls)
     assert 1e3 <= result["fast"].median_us < 8e3 < 1e4 <= result["slow"].median_us < 1e5
 
 
@@ -268,7 +273,7 @@ def test_a_wlib_arm_that_raises_fails_the_run(
     assert bench("--m", 1) == 0
     monkeypatch.setitem(OPS, "int4fp8", replace(op, arms=(TorchBf16, Broken)))
     assert bench("--m", 1) == cli.EXIT_FAILED
-    assert "wlib+broken: no kernel for this" in capsys.readouterr().out
+    assert "wlib+broken: NotImplementedError: no kernel for this" in capsys.readouterr().out
 
 
 def test_without_a_gpu_one_must_say_cpu(

@@ -109,10 +109,13 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
 def _measure(plans: Sequence[Plan]) -> Iterator[Point]:
     points = (point for plan in plans for point in measure_plan(plan))
     total = sum(len(plan.problems) for plan in plans)
+    left_out: dict[str, list[str]] = {}
     for plan in plans:
         for arm in plan.op.arms:
             if reason := arm.unavailable(plan.device):
-                print(f"{plan.op.name}: {arm.name} is left out: {reason}")
+                left_out.setdefault(reason, []).append(f"{arm.name} of {plan.op.name}")
+    for reason, arms in left_out.items():
+        print(f"left out, {reason}: {', '.join(arms)}")
     here = plans[0].environment
     ops = ", ".join(plan.op.name for plan in plans)
     title = f"{ops} on {here.device}, torch {here.torch}, commit {here.commit}"
