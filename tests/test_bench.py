@@ -286,6 +286,13 @@ def test_without_a_gpu_one_must_say_cpu(
     assert "--cpu" in capsys.readouterr().err
 
 
+def test_plot_as_svg(tmp_path: Path, rows: list[Row]) -> None:
+    plot = pytest.importorskip("wlib.bench.plot")
+    (file,) = plot.plot(rows, tmp_path / "one.svg")
+    assert file == tmp_path / "one.svg"
+    assert "</svg>" in file.read_text()
+
+
 def test_plot_and_summary(run_dir: Path, every: list[Row]) -> None:
     for op in OPS:
         image = (run_dir / f"plot-{op}.png").read_bytes()
