@@ -18,7 +18,7 @@ from wlib.bench import accuracy, cli, compare, suites, summary, timing
 from wlib.bench.ops import OPS
 from wlib.bench.ops.matmul import TorchBf16
 from wlib.bench.rows import COPY, OURS, Row, append_rows, read_rows
-from wlib.bench.runner import COPY_BYTES, Point
+from wlib.bench.runner import COPY_BYTES, Plan, Point
 from wlib.bench.table import COLUMNS, point_cells
 
 TIMES = ("median_us", "low_us", "high_us", "p10_us", "p90_us")
@@ -274,6 +274,32 @@ def test_a_wlib_arm_that_raises_fails_the_run(
     monkeypatch.setitem(OPS, "int4fp8", replace(op, arms=(TorchBf16, Broken)))
     assert bench("--m", 1) == cli.EXIT_FAILED
     assert "wlib+broken: NotImplementedError: no kernel for this" in capsys.readouterr().out
+
+
+def test_ops_share_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a clock of its own, on which a point takes 10 seconds."""
+    clock = [0.0]
+
+    def points(plan: Plan) -> Iterator[Point]:
+        for problem in plan.problems:
+            clock[0] += 10
+            yield Point(problem, [], {})
+
+    def plan(op: str, count: int) -> Plan:
+        problems = (suites.Problem(op, "a.b", "", {}),) * count
+        return Plan(OPS[op], problems, torch.device("cpu"), 1.0, None)
+
+    monkeypatch.setattr(cli, "measure_plan", points)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: clock[0])
+    plans = [plan("int4fp8", 9), plan("prefill", 1), plan("kv_append", 9)]
+    found = [point.problem.op for point in cli._within(plans, 90)]
+    assert found == ["int4fp8"] * 3 + ["prefill"] + ["kv_append"] * 5
+    assert capsys.readouterr().out.splitlines() == [
+        "int4fp8: 3 of 9 points, out of time",
+        "kv_append: 5 of 9 points, out of time",
+    ]
 
 
 def test_without_a_gpu_one_must_say_cpu(
