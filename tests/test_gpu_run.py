@@ -31,6 +31,16 @@ def test_a_run_ends_within_eight_minutes(tmp_path: Path) -> None:
     ]
 
 
+def test_the_steps_run_every_test_and_the_long_ones_last(tmp_path: Path) -> None:
+    steps = {step.name: step.commands[""] for step in gpu_run.planned_steps(tmp_path, cpu=False)
+             if "" in step.commands}  # fmt: skip
+    run = [Path(word).name for word in steps["first"] + steps["tests"] if word.endswith(".py")]
+    assert sorted(run) == sorted(file.name for file in (ROOT / "tests/gpu").glob("test_*.py"))
+    assert run[0] == "test_first.py"
+    assert run[-4:] == list(gpu_run.LAST)
+    assert [*steps][-1] == "bench"
+
+
 def test_output_is_passed_on_with_the_name_of_its_command(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
