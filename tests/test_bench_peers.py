@@ -133,6 +133,7 @@ def test_absent_packages_are_named_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.undo()
+    monkeypatch.setitem(runner.COPY_BYTES, "cpu", 1 << 16)
     found = importlib.import_module("wlib.bench.ops.peers.peer")
     monkeypatch.setattr(found, "find_spec", lambda name: None)
     plans = [runner.Plan(op, (), torch.device("cpu"), 1e-3, HERE) for op in OPS.values()]

@@ -123,8 +123,11 @@ def _plot_speedup(axes: Axes, ours: Sequence[Row], styles: Styles, place: Place)
         }
         offset = (index - (len(baselines) - 1) / 2) * width
         bars = [places.index(where) + offset for where in means]
-        axes.bar(bars, list(means.values()), width, color=styles[baseline]["color"])
+        heights = [mean - 1 for mean in means.values()]  # downwards where ours is slower
+        axes.bar(bars, heights, width, bottom=1, color=styles[baseline]["color"])
     axes.set(ylabel=f"{OURS} is so many times as fast as")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     _label(axes, places)
 
