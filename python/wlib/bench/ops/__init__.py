@@ -4,9 +4,10 @@ from typing import Any
 
 from ..op import Op
 from . import atoms, fp4, grouped, int4fp8, kv_cache, prefill, quantize, rebuild, sparse_lowrank
+from .peers import with_peers
 
 OPS: dict[str, Op[Any]] = {
-    op.name: op
+    op.name: with_peers(op)
     for op in (
         int4fp8.OP,
         grouped.OP,
