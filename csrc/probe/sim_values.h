@@ -11,13 +11,13 @@ enum class MatrixType { kE4M3, kE4M3Half, kBF16, kF16 };  // Half: FP16 accumula
 sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a, const uint8_t* b,
                       float* d, const sim::Options& options);
 
-// out[rows of the box, 128 bytes]: the box at (column, row) of x [rows, columns], whose elements
+// out[rows of the box, row_bytes]: the box at (column, row) of x [rows, columns], whose elements
 // have `element_bytes`, brought by a tensor copy; with the swizzle, read by CuTe's swizzled layout.
 struct TensorLoad {
   const uint8_t* x;
   int rows, columns, stride_bytes, element_bytes;
   bool swizzle;
-  int column, row;
+  int row_bytes, column, row;
 };
 sim::Report run_tensor_load(const TensorLoad& load, uint8_t* out, const sim::Options& options);
 constexpr int kTensorBoxRows = 64;
