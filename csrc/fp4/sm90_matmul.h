@@ -134,17 +134,19 @@ WLIB_DEVICE void expand(MatmulSmem<C>& s, int stage) {
   }
 }
 
-// Codes of the next stage are fetched while those of this one are expanded.
+// Codes of the next stage are fetched while those of this one are expanded, by a thread of one warp
+// after the other: each is with another scheduler.
 template <class C>
 WLIB_DEVICE void produce_packed(MatmulSmem<C>& s, const MatmulKernelParams& p) {
-  const bool leader = sm90::thread_in_warpgroup() == 0;
+  static_assert(C::kStages <= 4);
+  const int thread = sm90::thread_in_warpgroup();
   sm90::RingCursor<C::kStages> at;
   StageWalk<C> next{p};
   bool fetched = false;
   const auto fetch_next = [&](sm90::RingCursor<C::kStages> to) {
     fetched = !next.done();
     if (!fetched) return;
-    if (leader) {
+    if (thread == to.stage * sm90::kWarpThreads) {
       s.ring.wait_empty(to);
       fetch_codes(s, p, next, to.stage);
     }
@@ -158,7 +160,7 @@ WLIB_DEVICE void produce_packed(MatmulSmem<C>& s, const MatmulKernelParams& p) {
     expand(s, at.stage);
     sm90::fence_proxy_async();  // what this thread wrote is for wgmma
     sm90::barrier_sync(kProducerBarrier, sm90::kWarpgroupThreads);
-    if (leader) sm90::mbarrier_arrive(s.ring.full[at.stage]);
+    if (thread == 0) sm90::mbarrier_arrive(s.ring.full[at.stage]);
   }
 }
 
