@@ -101,29 +101,30 @@ WLIB_DEVICE void fetch_codes(MatmulSmem<C>& s, const MatmulKernelParams& p,
   sm90::bulk_load(to.b_scales, b_scales + b_row, sizeof to.b_scales, full);
 }
 
-// Codes of b -> rows for wgmma. A thread has whole rows: it writes 16 bytes, which are of four
-// blocks, at once.
+// Codes of b -> rows for wgmma. A thread has whole rows: it reads 16 bytes at once, and writes as
+// many, which are of four blocks.
 template <class C>
 WLIB_DEVICE void expand(MatmulSmem<C>& s, int stage) {
   using Source = typename C::Source;
+  constexpr int kBytes = C::Fetched::kCodeBytes, kChunks = kBytes / 16,
+                kWords = Source::Words::kCount;
   const auto& from = s.fetched[stage];
   WLIB_NO_UNROLL  // few registers
       for (int row = sm90::thread_in_warpgroup(); row < C::kTileColumns;
            row += sm90::kWarpgroupThreads) {
     const auto scales = from.b_scales[row];
-    typename Source::Words codes[kQuad];
-    typename Source::Factor factors[kQuad];
+    RowChunk codes[kChunks];
     WLIB_UNROLL
-    for (int q = 0; q < kQuad; ++q) {
-      const auto* block = from.b + swizzled<C::Fetched::kCodeBytes>(row, q * sizeof codes[0]);
-      codes[q] = *reinterpret_cast<const typename Source::Words*>(block);
-      factors[q] = Source::factor(scales.of[q]);
-    }
+    for (int c = 0; c < kChunks; ++c)
+      codes[c] = *reinterpret_cast<const RowChunk*>(from.b + swizzled<kBytes>(row, c * 16));
     WLIB_UNROLL
-    for (int i = 0; i < Source::Words::kCount; ++i) {
+    for (int i = 0; i < kWords; ++i) {
       uint32_t words[kQuad][Source::kExpanded];
       WLIB_UNROLL
-      for (int q = 0; q < kQuad; ++q) Source::expand(codes[q].word[i], factors[q], words[q]);
+      for (int q = 0; q < kQuad; ++q) {
+        const int at = q * kWords + i;
+        Source::expand(codes[at / 4].word[at % 4], Source::factor(scales.of[q]), words[q]);
+      }
       WLIB_UNROLL
       for (int j = 0; j < Source::kExpanded; ++j) {
         const int chunk = i * Source::kExpanded + j;

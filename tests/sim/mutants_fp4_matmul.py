@@ -63,8 +63,8 @@ MUTANTS = [
         "codes read as if they were not swizzled",
         "numerics",
         KERNEL,
-        "swizzled<C::Fetched::kCodeBytes>(row, q",
-        "(row * C::Fetched::kCodeBytes + q",
+        "swizzled<kBytes>(row, c * 16)",
+        "(row * kBytes + c * 16)",
     ),
     mutant(
         "scales of other rows", "numerics", KERNEL, "from.b_scales[row]", "from.b_scales[row ^ 1]"
@@ -138,6 +138,7 @@ MUTANTS = [
         "wide |= !is_zero(",
         "wide &= !is_zero(",
     ),
+    mutant("NaN folded", "numerics", SCALES, "        wide = true;\n", "        {}\n"),
     mutant(
         "one flag for all",
         "global-race",
