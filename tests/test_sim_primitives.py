@@ -239,17 +239,19 @@ def test_wgmma_nan_reaches_exactly_its_row_and_column():
 @pytest.mark.parametrize(
     ("row", "column"), [(0, 0), (0, 128), (64, 0), (-3, 0), (0, -16), (100, 40)]
 )
-def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row, column):
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row, column, width):
     rng = np.random.default_rng(rows)
     stride = (columns + 31) // 16 * 16
     memory = rng.integers(1, 256, rows * stride).astype(np.uint8)
     x = memory.reshape(rows, stride)[:, :columns]
-    out = np.full((64, 128), 255, np.uint8)
+    out = np.full((64, width), 255, np.uint8)
     report = probe.tensor_load(x, column, row, True, out, probe.Options(seed=rows))
     assert report.findings == []
     padded = np.zeros((400, 800), np.uint8)
     padded[100 : 100 + rows, 200 : 200 + columns] = x
-    np.testing.assert_array_equal(out, padded[100 + row : 164 + row, 200 + column : 328 + column])
+    inside = padded[100 + row : 164 + row, 200 + column : 200 + column + width]
+    np.testing.assert_array_equal(out, inside)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 32), (-1, 0), (0, 8), (9, 60)])

@@ -56,7 +56,7 @@ cudaError_t multiply(const MatmulParams& p, void* workspace, cudaStream_t stream
 const char* matmul_cuda_rows() {
   return "sm_90a, mode fold8, carriers: sm90_matmul, 256x256 in pairs, FP8\n"
          "sm_90a, mode fold8, packed codes: sm90_arrange_scales, then sm90_matmul, 128x256, FP8 if "
-         "no row's scales span more than 29 binades, else BF16\n"
+         "no row's scales span more than 27 binades, else BF16\n"
          "sm_90a, mode bf16, packed codes: sm90_arrange_scales, then sm90_matmul, 128x256, BF16\n"
          "sm_90a, mode exact32: sm90_exact, one thread per element\n";
 }

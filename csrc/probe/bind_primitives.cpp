@@ -69,9 +69,10 @@ sim::Report load_matrices(const Array<uint16_t>& x, Array<uint32_t>& out, int fi
 
 sim::Report tensor_load(const py::array& x, int column, int row, bool swizzle, Array<uint8_t>& out,
                         const sim::Options& o) {
-  return run_tensor_load({static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)),
-                          int(x.strides(0)), int(x.itemsize()), swizzle, column, row},
-                         out.mutable_data(), o);
+  return run_tensor_load(
+      {static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)), int(x.strides(0)),
+       int(x.itemsize()), swizzle, int(out.shape(1)), column, row},
+      out.mutable_data(), o);
 }
 
 sim::Report warp(Array<float>& out, const sim::Options& o) {

@@ -159,7 +159,7 @@ namespace {
 struct TensorParams {
   sm90::TensorMap map;
   bool swizzle;
-  int column, row;
+  int row_bytes, column, row;
   uint8_t* out;
 };
 struct TensorSmem {
@@ -167,19 +167,33 @@ struct TensorSmem {
   uint64_t barrier;
 };
 
+template <int kBytes>
+int swizzled_byte(int i) {
+  using Byte = cute::float_e4m3_t;
+  using Atom = std::conditional_t<
+      kBytes == 32, cute::SM90::GMMA::Layout_K_SW32_Atom<Byte>,
+      std::conditional_t<kBytes == 64, cute::SM90::GMMA::Layout_K_SW64_Atom<Byte>,
+                         cute::SM90::GMMA::Layout_K_SW128_Atom<Byte>>>;
+  const auto at = cute::as_position_independent_swizzle_layout(
+      cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kTensorBoxRows>, cute::Int<kBytes>>{}));
+  return at(i / kBytes, i % kBytes);
+}
+
 void tensor_kernel(TensorParams p) {
   auto& s = sm90::dynamic_smem<TensorSmem>();
   if (thread_index() == 0) {
     sm90::mbarrier_init(s.barrier, 1);
     sm90::mbarrier_init_fence();
-    sm90::mbarrier_arrive_expect_tx(s.barrier, sizeof s.box);
+    sm90::mbarrier_arrive_expect_tx(s.barrier, kTensorBoxRows * p.row_bytes);
     sm90::tensor_load_2d(s.box, p.map, p.column, p.row, s.barrier);
   }
   sm90::block_sync();
   sm90::mbarrier_wait(s.barrier, 0);
-  const auto at = swizzled_layout<cute::float_e4m3_t, kTensorBoxRows>();
-  for (int i = thread_index(); i < kTensorBoxRows * 128; i += 128)
-    p.out[i] = s.box[p.swizzle ? at(i / 128, i % 128) : i];
+  const auto at = p.row_bytes == 32   ? swizzled_byte<32>
+                  : p.row_bytes == 64 ? swizzled_byte<64>
+                                      : swizzled_byte<128>;
+  for (int i = thread_index(); i < kTensorBoxRows * p.row_bytes; i += 128)
+    p.out[i] = s.box[p.swizzle ? at(i) : i];
 }
 
 struct PhaseParams {
@@ -266,15 +280,16 @@ void grid_kernel(GridParams p) {
 }  // namespace
 
 sim::Report run_tensor_load(const TensorLoad& t, uint8_t* out, const sim::Options& options) {
-  TensorParams p{{}, t.swizzle, t.column, t.row, out};
+  TensorParams p{{}, t.swizzle, t.row_bytes, t.column, t.row, out};
   const uint32_t element = t.element_bytes;
   sm90::make_tensor_map(
       &p.map, {t.x, uint64_t(t.rows), uint64_t(t.columns), uint64_t(t.stride_bytes), kTensorBoxRows,
-               128 / element, element, t.swizzle});
+               t.row_bytes / element, element, t.swizzle});
   const size_t bytes = size_t(t.rows - 1) * t.stride_bytes + t.columns * element;
-  return sim::launch({{}, 128, sizeof(TensorSmem)}, options,
-                     {input(t.x, bytes, "x"), {out, kTensorBoxRows * 128, "out", true}},
-                     tensor_kernel, p);
+  return sim::launch(
+      {{}, 128, sizeof(TensorSmem)}, options,
+      {input(t.x, bytes, "x"), {out, size_t(kTensorBoxRows * t.row_bytes), "out", true}},
+      tensor_kernel, p);
 }
 
 sim::Report run_phase_wait(int phases, int parity, const sim::Options& options) {

@@ -20,13 +20,13 @@ sim::Report run_mma(MatrixType type, const uint16_t* a, const uint16_t* b, float
 sim::Report run_load_matrices(const uint16_t* x, uint32_t* out, int first, bool transposed,
                               const sim::Options& options);
 
-// out[rows of the box, 128 bytes]: the box at (column, row) of x [rows, columns], whose elements
+// out[rows of the box, row_bytes]: the box at (column, row) of x [rows, columns], whose elements
 // have `element_bytes`, brought by a tensor copy; with the swizzle, read by CuTe's swizzled layout.
 struct TensorLoad {
   const uint8_t* x;
   int rows, columns, stride_bytes, element_bytes;
   bool swizzle;
-  int column, row;
+  int row_bytes, column, row;
 };
 sim::Report run_tensor_load(const TensorLoad& load, uint8_t* out, const sim::Options& options);
 constexpr int kTensorBoxRows = 64;

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _load  # noqa: F401  registers torch.ops.wlib
+from . import _block_scaled
 from .fp4 import FP4Tensor
 from .fp4_recipe import FP4Recipe, from_text
 
@@ -58,11 +58,15 @@ def quantize_operand(matrix: Tensor, recipe: FP4Recipe, square: bool = False) ->
         format=recipe.format,
         scale_rule=recipe.scale_rule if not square else "amax",
         hadamard=recipe.hadamard,
-        carrier="e4m3" if recipe.format == "mxfp4" else "none",
+        carrier="e4m3" if _takes_carriers(recipe, matrix.device) else "none",
         mask=recipe.mask,
         square=square,
     )
     return six
+
+
+def _takes_carriers(recipe: FP4Recipe, device: torch.device) -> bool:
+    return recipe.format == "mxfp4" and not _block_scaled.serves(device)
 
 
 def _fp8(values: Tensor) -> Six:
@@ -77,7 +81,10 @@ def _multiply(a: Six, b: Six, alpha: float, out_dtype: torch.dtype) -> Tensor:
             return six[_CARRIER], six[_ROW_SCALE], None
         return six[_CODES], six[_SCALES], six[_GLOBAL] if there(six[_GLOBAL]) else None
 
-    (a_values, a_scale, a_global), (b_values, b_scale, b_global) = operand(a), operand(b)
+    left, right = operand(a), operand(b)
+    if not there(a[_CARRIER]) and _block_scaled.serves(a[_CODES].device):
+        return _block_scaled.multiply(left, right, alpha, out_dtype)
+    (a_values, a_scale, a_global), (b_values, b_scale, b_global) = left, right
     y: Tensor = torch.ops.wlib.fp4_matmul(
         a_values,
         a_scale,
@@ -209,15 +216,15 @@ class Backward:
 
     def _options(self, hadamard: int, offset: int) -> dict[str, Any]:
         recipe = self.recipe
-        mx, of_dy = recipe.format == "mxfp4", offset == _DY
+        carriers, of_dy = _takes_carriers(recipe, self.rng.device), offset == _DY
         random = recipe.grad_rounding != "nearest" and (of_dy or recipe.round_all)
         return {
             "format": recipe.format,
             "scale_rule": recipe.grad_scale_rule,
             "hadamard": hadamard,
             "signs": self._signs(hadamard),
-            "packed": not mx,
-            "carrier": ("e5m2" if of_dy else "e4m3") if mx else "none",
+            "packed": not carriers,
+            "carrier": ("e5m2" if of_dy else "e4m3") if carriers else "none",
             "rounding": recipe.grad_rounding if random else "nearest",
             "seed": self.rng if random else None,
             "offset": offset,

@@ -48,7 +48,7 @@ struct TensorMap2D {  // the fields of a CUtensorMap the model needs
   uint64_t row_stride_bytes;
   uint32_t box_row_bytes, box_rows;
   uint32_t element_bytes;
-  bool swizzle;  // of 128 bytes, or none
+  bool swizzle;  // of the bytes of a box's row: 32, 64 or 128
 };
 void bulk_load(void* smem, const void* global, uint32_t bytes, uint64_t* bar);
 void bulk_load_multicast(void* smem, const void* global, uint32_t bytes, uint64_t* bar,

@@ -51,15 +51,37 @@ MUTANTS = [
         "C::kTileColumns + rank * kShare;",
         "C::kTileColumns;",
     ),
-    mutant(
-        "codes fetched into a stage in use", "smem-race", KERNEL, "s.ring.wait_empty(ahead);", ""
-    ),
+    mutant("codes fetched into a stage in use", "smem-race", KERNEL, "s.ring.wait_empty(to);", ""),
     mutant(
         "codes expanded before they are there",
         "smem-race-copy",
         KERNEL,
         "sm90::mbarrier_wait(s.raw_full[at.stage], at.parity);",
         "",
+    ),
+    mutant(
+        "codes read as if they were not swizzled",
+        "numerics",
+        KERNEL,
+        "swizzled<kBytes>(row, c * 16)",
+        "(row * kBytes + c * 16)",
+    ),
+    mutant(
+        "scales of other rows", "numerics", KERNEL, "from.b_scales[row]", "from.b_scales[row ^ 1]"
+    ),
+    mutant(
+        "chunks of expanded codes not swizzled",
+        "numerics",
+        KERNEL,
+        "swizzled<kRowBytes>(row, chunk * 16)",
+        "(row * kRowBytes + chunk * 16)",
+    ),
+    mutant(
+        "signs of even codes for odd ones",
+        "numerics",
+        CODES,
+        "(even, codes, 0x5140)",
+        "(codes, even, 0x5140)",
     ),
     mutant("expanded codes not fenced", "proxy-fence", KERNEL, "sm90::fence_proxy_async();", ""),
     mutant(
@@ -106,7 +128,7 @@ MUTANTS = [
         "% kHalves * 2 + r",
         "% kHalves + 2 * r",
     ),
-    mutant("sign of a code as a magnitude", "numerics", CODES, "four & 0x7777u", "four"),
+    mutant("sign of a code as a magnitude", "numerics", CODES, "codes & 0x77777777u", "codes"),
     mutant("codes j and j + 4 confused", "numerics", CODES, "(4 * j - 6)", "(4 * j - 2)"),
     mutant("votes read before they are cast", "smem-race", CONFIG, "  sm90::block_sync();\n", ""),
     mutant(
@@ -116,6 +138,7 @@ MUTANTS = [
         "wide |= !is_zero(",
         "wide &= !is_zero(",
     ),
+    mutant("NaN folded", "numerics", SCALES, "        wide = true;\n", "        {}\n"),
     mutant(
         "one flag for all",
         "global-race",
