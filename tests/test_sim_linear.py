@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from linear_problems import make_case
-from rebuild_problems import as_float
+from rebuild_problems import as_float, as_type
 from sim_problems import probe
+from wlib import Int4Weight, pack_experts
 
 TYPES = (np.uint16, np.float16)
 TIMINGS = ("random", "lazy", "eager")
@@ -37,6 +38,39 @@ def test_exact_problems_match_bit_for_bit(
         ctas=1 + seed, fp8=fp8,
         options={"seed": seed, "timing": TIMINGS[seed], "preempt_every": (0, 400)[seed % 2]},
     )  # fmt: skip
+    assert case.run() == ([], True)
+
+
+INT4_SIZES = (  # tokens, atoms, rows, columns, group size: tails, all groups of a tile, shares
+    (1, 1, 1, 32, 32),
+    (5, 3, 130, 160, 32),
+    (33, 2, 300, 192, 64),
+    (7, 9, 70, 384, 128),
+    (9, 131, 6, 32, 32),
+)
+
+
+@pytest.mark.parametrize("size", INT4_SIZES)
+@pytest.mark.parametrize("seed", range(2))
+def test_exact_problems_with_int4_atoms(size: tuple[int, int, int, int, int], seed: int) -> None:
+    case = make_case(
+        np.random.default_rng(seed), TYPES[seed], *size[:4], own=seed != 1, extras=seed != 1,
+        ctas=1 + seed, group_size=size[4],
+        options={"seed": seed, "timing": TIMINGS[seed], "preempt_every": (0, 400)[seed]},
+    )  # fmt: skip
+    assert case.run() == ([], True)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_every_int4_code_is_taken_exactly(dtype: Any) -> None:
+    """Token m is 1 in column m alone; row n has codes n + k."""
+    case = make_case(np.random.default_rng(0), dtype, 32, 1, 64, 32, extras=False, group_size=32)
+    case.x = as_type(np.eye(32), dtype)
+    codes = (np.add.outer(np.arange(64), np.arange(32)) & 15).astype(np.uint8)
+    scale = 2.0 ** torch.arange(64).remainder(7)[:, None].bfloat16()
+    packed = torch.from_numpy(codes[:, 0::2] | codes[:, 1::2] << 4)
+    case.atoms = pack_experts([Int4Weight(packed, scale)])
+    case.coef[:] = 1
     assert case.run() == ([], True)
 
 
@@ -78,14 +112,16 @@ def test_nan_of_a_token_stays_with_it() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "plan"),
-    [  # tokens, rows, columns, atoms, columns of a step -> blocks of the first, chunks, shares
-        ((1, 4096, 4096, 8, 64), [1, 32, 1, 64, 4]),  # of tokens, rows, atoms
-        ((1, 4096, 4096, 8, 128), [1, 32, 1, 32, 4]),
-        ((64, 14336, 4096, 8, 64), [1, 112, 1, 64, 7]),
-        ((65, 768, 768, 4, 64), [2, 6, 1, 12, 3]),
-        ((1, 1, 8, 129, 64), [1, 1, 2, 1, 1]),
-        ((1, 64, 4096, 1, 64), [1, 1, 1, 64, 4]),
-        ((8192, 4096, 4096, 8, 64), [128, 32, 1, 64, 1]),
+    [  # tokens, rows, columns, atoms, their bits -> blocks of the first, chunks, shares
+        ((1, 4096, 4096, 8, 16), [1, 32, 1, 64, 4]),  # of tokens, rows, atoms
+        ((1, 4096, 4096, 8, 8), [1, 32, 1, 32, 4]),
+        ((1, 4096, 4096, 8, 4), [1, 22, 1, 32, 6]),
+        ((64, 14336, 4096, 8, 16), [1, 112, 1, 64, 7]),
+        ((65, 768, 768, 4, 16), [2, 6, 1, 12, 3]),
+        ((65, 768, 768, 4, 4), [3, 4, 1, 6, 1]),
+        ((1, 1, 8, 129, 16), [1, 1, 2, 1, 1]),
+        ((1, 64, 4096, 1, 16), [1, 1, 1, 64, 4]),
+        ((8192, 4096, 4096, 8, 16), [128, 32, 1, 64, 1]),
     ],
 )
 def test_plan(sizes: tuple[int, int, int, int, int], plan: list[int]) -> None:

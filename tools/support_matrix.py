@@ -153,7 +153,9 @@ def _simulated_atoms() -> Iterator[str]:
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
     yield from (
-        f"linear_kernel<LinearConfig<(FloatType){i}, {fp8}>>" for i in (1, 2) for fp8 in flags
+        f"linear_kernel<LinearConfig<(FloatType){i}, (LinearAtoms){a}>>"
+        for i in (1, 2)
+        for a in range(3)
     )
     yield "linear_sum_kernel"
 
