@@ -179,10 +179,8 @@ def test_packed_int4_atoms_compile_without_a_break() -> None:
 
     compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
     for m in (3, 5):
-        x, coef = (torch.randn(m, size, requires_grad=True) for size in (64, 3))
-        y = compiled(x, coef)
-        assert torch.equal(y, run(x, coef))
-        y.sum().backward()
+        x, coef = torch.randn(m, 64), torch.randn(m, 3)
+        assert torch.equal(compiled(x, coef), run(x, coef))
 
 
 @pytest.mark.parametrize("own", [False, True])

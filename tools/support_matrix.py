@@ -34,6 +34,7 @@ MEASURED_OPS = {
     ("atoms_reconstruct", "wlib"): "atoms_reconstruct",
     ("atoms_backward", "wlib"): "atoms_reconstruct_backward",
     ("atoms_step", "wlib"): "atoms_step_",
+    ("atoms_linear", "wlib"): "atoms_linear",
     ("lora_merge", "wlib"): "rebuild",
     ("prng_expand", "wlib"): "prng_expand",
     ("prefill", "wlib"): "attention_prefill",
