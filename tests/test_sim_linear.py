@@ -75,19 +75,29 @@ def test_every_int4_code_is_taken_exactly(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_result_does_not_depend_on_the_schedule_and_is_within_the_bound(dtype: Any) -> None:
-    """Chains of additions: 64 products, 36 summands of a share, two shares, the bias."""
+@pytest.mark.parametrize(
+    ("size", "group_size", "terms"),
+    [  # chains of additions: products, groups, summands of a share, two shares, the bias
+        ((7, 3, 70, 520), 0, 64 + 36 + 2 + 1),
+        ((7, 9, 70, 384), 32, 32 + 4 + 22 + 2 + 1),
+    ],
+)
+def test_result_does_not_depend_on_the_schedule_and_is_within_the_bound(
+    dtype: Any, size: tuple[int, int, int, int], group_size: int, terms: int
+) -> None:
     results = set()
     for ctas, options in ((1, {"seed": 1}), (3, {"seed": 2, "preempt_every": 500})):
         rng = np.random.default_rng(9)
-        case = make_case(rng, dtype, 7, 3, 70, 520, exact=False, ctas=ctas, options=options)
+        case = make_case(
+            rng, dtype, *size, exact=False, group_size=group_size, ctas=ctas, options=options
+        )
         assert case.simulate() == []
         assert case.out is not None
         results.add(case.out.tobytes())
     assert len(results) == 1
     true = case.reference()
     out_type = torch.bfloat16 if dtype is np.uint16 else torch.float16
-    bound = true.bound(64 + 36 + 2 + 1, out_type).numpy()
+    bound = true.bound(terms, out_type).numpy()
     assert (np.abs(as_float(case.out) - true.value.numpy()) <= bound).all()
 
 

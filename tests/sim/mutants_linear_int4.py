@@ -35,7 +35,6 @@ _ARRANGING = [
     in_int4("pairs in their own order", "numerics", "{a.x, a.z, b.x, b.z}", "{a.x, a.y, b.x, b.z}"),
     in_int4("first tile alone", "numerics", "i < C::kTiles * C::kTokens", "i < C::kTokens"),
     in_int4("base's swizzle forgotten", "numerics", "t % 4 * 8 ^ row % 8 * 16", "t % 4 * 8"),
-    in_int4("base's pairs swapped", "numerics", "[i % 2] = four.x", "[i % 2] = four.y"),
 ]
 _PRODUCTS = [
     in_int4("signs of the first row", "numerics", "signs = word << 7", "signs = word"),
@@ -49,6 +48,5 @@ _PRODUCTS = [
     in_int4("scales of the first group", "numerics", "rows(tile, group)", "rows(tile, 0)"),
     in_int4("scale of the first row", "numerics", "channel[row + 8]", "channel[row]"),
     in_int4("other groups lost", "numerics", "group == 0 ? s", "true ? s"),
-    in_int4("coefficient of the neighbour", "numerics", "v % 2 ? c.y : c.x", "c.x"),
 ]
 MUTANTS = [*_COPIES, *_ARRANGING, *_PRODUCTS]
