@@ -16,7 +16,7 @@ constexpr int kMaxShares = 16;
 struct LinearTile {
   int tokens, rows, columns;
 };
-// Two consumers for atoms of 16 or 8 bits. INT4 atoms come twice as fast as the tensor cores could
+// Two consumers for atoms of 16 or 8 bits. INT4 atoms come faster than the tensor cores could
 // multiply them with 64 tokens, and decoding asks for more warps.
 constexpr LinearTile kLinear16Tile = {64, 128, 64}, kLinear8Tile = {64, 128, 128},
                      kLinear4Tile = {32, 192, 128};
