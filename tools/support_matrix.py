@@ -34,6 +34,7 @@ MEASURED_OPS = {
     ("atoms_reconstruct", "wlib"): "atoms_reconstruct",
     ("atoms_backward", "wlib"): "atoms_reconstruct_backward",
     ("atoms_step", "wlib"): "atoms_step_",
+    ("atoms_linear", "wlib"): "atoms_linear",
     ("lora_merge", "wlib"): "rebuild",
     ("prng_expand", "wlib"): "prng_expand",
     ("prefill", "wlib"): "attention_prefill",
@@ -154,7 +155,9 @@ def _simulated_atoms() -> Iterator[str]:
         yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
     yield from (
-        f"linear_kernel<LinearConfig<(FloatType){i}, {fp8}>>" for i in (1, 2) for fp8 in flags
+        f"linear_kernel<LinearConfig<(FloatType){i}, (LinearAtoms){a}>>"
+        for i in (1, 2)
+        for a in range(3)
     )
     yield "linear_sum_kernel"
 

@@ -30,8 +30,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(wlib, m) {
       "eps=1e-8, float weight_decay=0.0, int step=1) -> Tensor");
   m.def("atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]");
   m.def(
-      "atoms_linear(Tensor x, Tensor atoms, Tensor coef, Tensor? bias=None, Tensor? base=None) -> "
-      "Tensor");
+      "atoms_linear(Tensor x, Tensor atoms, Tensor coef, Tensor? bias=None, Tensor? base=None, *, "
+      "int? n=None, int? group_size=None, int layout_version=1) -> Tensor");
   m.def(
       "prng_expand(Tensor coef, int[] shape, int seed, str dist, int tensor_id, ScalarType? "
       "out_dtype=None) -> Tensor");
@@ -86,6 +86,7 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
        "cpu, any M: matmul in the type of the sums\n" WLIB_CUDA_ROWS(
            "sm_90a, M <= 64 or coefficients per token, 16-bit x, K a multiple of 8 or of 16 (FP8): "
            "sm90_linear, 128 rows x 64 tokens; sm90_linear_sum\n"
+           "sm_90a, INT4 atoms, 16-bit x: sm90_linear, 192 rows x 32 tokens; sm90_linear_sum\n"
            "sm_90a, one set of coefficients: sm90_reconstruct, then torch's matmul\n")},
       {"prng_expand", "cpu, any dist: bases made block by block\n" WLIB_CUDA_ROWS(
                           "sm_90a, any dist: sm90_expand, a block of elements per thread\n")},

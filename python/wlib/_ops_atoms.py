@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  registers torch.ops.wlib
+from . import (
+    _load,  # noqa: F401  registers torch.ops.wlib
+    layout,
+)
+from .int4fp8 import PackedInt4Weight
 
 
 @torch.library.register_fake("wlib::atoms_reconstruct")
@@ -89,21 +93,37 @@ def _atoms_step(
 
 @torch.library.register_fake("wlib::atoms_linear")
 def _linear(
-    x: Tensor, atoms: Tensor, coef: Tensor, bias: Tensor | None = None, base: Tensor | None = None
+    x: Tensor,
+    atoms: Tensor,
+    coef: Tensor,
+    bias: Tensor | None = None,
+    base: Tensor | None = None,
+    *,
+    n: int | None = None,
+    group_size: int | None = None,
+    layout_version: int = layout.LAYOUT_VERSION,
 ) -> Tensor:
-    return x.new_empty(x.shape[0], atoms.shape[1])
+    return x.new_empty(x.shape[0], atoms.shape[1] if n is None else n)
 
 
-def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_linear(
+    ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: Any, output: Tensor
+) -> None:
     # The dispatcher leaves out trailing arguments that are None.
     x, atoms, coef, _, base = (*inputs, None, None)[:5]
     ctx.save_for_backward(x, atoms, coef, base)
+    ctx.packing = keyword_only_inputs["n"], keyword_only_inputs["group_size"]
 
 
 def _linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, atoms, coef, base = ctx.saved_tensors
     wanted = (*ctx.needs_input_grad, False, False)[:5]
-    atoms = atoms.to(x.dtype)  # FP8 ones
+    n, group_size = ctx.packing
+    if n is not None:  # INT4 ones
+        sizes = {"n": n, "k": x.shape[1], "group_size": group_size, "has_channel_scale": True}
+        each = (PackedInt4Weight(one, **sizes).unpack() for one in atoms)
+        atoms = torch.stack([one.dequantize() for one in each])
+    atoms = atoms.to(x.dtype)  # FP8 ones, too
     found = (_shared_gradients if coef.dim() == 1 else _own_gradients)(
         grad.contiguous(), x, atoms, coef, base, wanted
     )

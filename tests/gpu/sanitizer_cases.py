@@ -25,7 +25,7 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 128, False) for shape in TILES.values()),
     *((*shape, 64, True) for shape in TILES.values()),
 )
-LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80))  # m, s, n, k
+LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80), (33, 5, 200, 160))  # m, s, n, k
 NV = {"format": "nvfp4", "scale_rule": "amax"}
 FP4_CASES: dict[str, dict[str, Any]] = {
     "carrier": {"carrier": "e4m3", "hadamard": 32, "swizzle": True, "mask": True},
@@ -101,7 +101,10 @@ def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
     for where in (device, "cpu"):
         x, atoms, *rest = (t.to(where) for t in operands)
         codes = atoms.to(torch.float8_e4m3fn)
-        results.append([wlib.atoms_linear(x, a, *rest).cpu() for a in (atoms, codes)])
+        kinds: list[Any] = [atoms, codes]
+        if k % 32 == 0:
+            kinds.append(wlib.PackedInt4Experts.quantize(atoms, 32))
+        results.append([wlib.atoms_linear(x, kind, *rest).cpu() for kind in kinds])
     return all(map(torch.equal, *results))
 
 

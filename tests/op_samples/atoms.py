@@ -20,7 +20,8 @@ SCHEMAS = {
     "float beta1, float beta2, float eps=1e-08, float weight_decay=0., int step=1) -> Tensor",
     "atoms_combine.default": "wlib::atoms_combine(Tensor[] tensors, Tensor coef) -> Tensor[]",
     "atoms_linear.default": "wlib::atoms_linear(Tensor x, Tensor atoms, Tensor coef, "
-    "Tensor? bias=None, Tensor? base=None) -> Tensor",
+    "Tensor? bias=None, Tensor? base=None, *, int? n=None, int? group_size=None, "
+    "int layout_version=1) -> Tensor",
     "rebuild.default": "wlib::rebuild(Tensor[] w0, Tensor[] operands, int[] forms, "
     "float[] scales, *, ScalarType? out_dtype=None, int? seed=None) -> Tensor[]",
     "rebuild.out": "wlib::rebuild.out(Tensor[] w0, Tensor[] operands, int[] forms, "
@@ -76,6 +77,7 @@ def linear_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
     own = torch.randn(3, 2, requires_grad=True)
     x, atoms = torch.randn(3, 6).bfloat16(), torch.randn(2, 4, 6).bfloat16()
+    packed = wlib.PackedInt4Experts.quantize(torch.randn(2, 4, 64), 32).data
     return [
         ("atoms_linear.default", tuple(leaves), {}),
         ("atoms_linear.default", (*leaves[:2], own, *leaves[3:]), {}),
@@ -83,6 +85,16 @@ def linear_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("atoms_linear.default", (x, atoms, leaves[2].detach()), {}),
         ("atoms_linear.default", (x, atoms.to(torch.float8_e4m3fn), own), {}),
         ("atoms_linear.default", (x[:0], atoms, own.detach()[:0]), {}),
+        (
+            "atoms_linear.default",
+            (torch.randn(3, 64, requires_grad=True), packed, own),
+            {"n": 4, "group_size": 32},
+        ),
+        (
+            "atoms_linear.default",
+            (torch.randn(3, 64).bfloat16(), packed, own.detach()[0]),
+            {"n": 4, "group_size": 32, "layout_version": 1},
+        ),
     ]
 
 

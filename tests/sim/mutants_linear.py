@@ -5,12 +5,16 @@ from __future__ import annotations
 from sim.planting import Mutant
 
 KERNEL = "csrc/atoms/sm90_linear.h"
-PARAMS = "csrc/atoms/sm90_linear_params.h"
-SYNC = "sm90::barrier_sync(kConsumerBarrier, kConsumerThreads);"
+TILES = "csrc/atoms/sm90_linear_tiles.h"
+SYNC = "sm90::barrier_sync(kConsumerBarrier, C::kConsumerThreads);"
 
 
 def mutant(name: str, caught_by: str, *texts: str, file: str = KERNEL) -> Mutant:
     return Mutant.of(name, caught_by, file, "sim_linear.cpp", *texts)
+
+
+def in_tiles(name: str, caught_by: str, *texts: str) -> Mutant:
+    return mutant(name, caught_by, *texts, file=TILES)
 
 
 _RINGS = [
@@ -37,20 +41,20 @@ _RINGS = [
     mutant(
         "one consumer releases for both",
         "smem-overwrite-wgmma",
-        "s.atom_ring.init(/*readers=*/kConsumerThreads",
+        "s.atom_ring.init(/*readers=*/C::kConsumerThreads",
         "s.atom_ring.init(/*readers=*/sm90::kWarpgroupThreads",
     ),
     mutant("barriers used before their initialisation", "mbarrier", "  sm90::block_sync();\n", ""),
 ]
 _PRODUCTS = [
-    mutant(
+    in_tiles(
         "fence missing",
         "wgmma-fence",
-        "descriptor(x);\n  sm90::wgmma_fence();\n",
-        "descriptor(x);\n",
+        "(tile), b = sm90::swizzled_tile_descriptor(x);\n  sm90::wgmma_fence();\n",
+        "(tile), b = sm90::swizzled_tile_descriptor(x);\n",
     ),
-    mutant("products read in flight", "wgmma-register", "  sm90::wgmma_wait<0>(products);\n", ""),
-    mutant(
+    in_tiles("products read in flight", "wgmma-register", "  sm90::wgmma_wait<0>(products);\n", ""),
+    in_tiles(
         "commit missing",
         "wgmma-register",
         "b + inside, step != 0);\n  }\n  sm90::wgmma_commit();\n",
@@ -59,7 +63,7 @@ _PRODUCTS = [
     mutant(
         "rows of the first consumer", "numerics", " + consumer * kConsumerRows * kTileBytes", ""
     ),
-    mutant("coefficient of the neighbour", "numerics", "c[v / 4 * 2 + v % 2]", "c[v / 4 * 2]"),
+    in_tiles("coefficient of the neighbour", "numerics", "c[v / 4 * 2 + v % 2]", "c[v / 4 * 2]"),
 ]
 _ITEMS = [
     mutant("coefficients overwritten", "smem-race", f"{SYNC}  // the last item's reads", ""),
@@ -96,19 +100,23 @@ _ITEMS = [
     mutant("outputs beyond the last", "global-bounds", "i < p.outputs", "i < p.outputs + 1"),
 ]
 _FP8 = [
-    mutant(
+    in_tiles(
         "fence before fragments missing",
         "wgmma-fence",
-        "  float products[kLinearSums];\n  sm90::wgmma_fence();\n  WLIB_UNROLL\n"
-        "  for (int step = 0; step < kSteps",
-        "  float products[kLinearSums];\n  WLIB_UNROLL\n  for (int step = 0; step < kSteps",
+        "t b = sm90::swizzled_tile_descriptor(x);\n  sm90::wgmma_fence();\n",
+        "t b = sm90::swizzled_tile_descriptor(x);\n",
     ),
-    mutant("swizzle of the codes forgotten", "numerics", "(column ^ row % 8 * 16)", "column"),
-    mutant("rows of fragments swapped", "numerics", "(row + i % 2 * 8)", "(row + 8 - i % 2 * 8)"),
-    mutant(
-        "activations of the first tile", "numerics", "descriptor(x[step / 4])", "descriptor(x[0])"
+    in_tiles("swizzle of the codes forgotten", "numerics", "(column ^ row % 8 * 16)", "column"),
+    in_tiles("rows of fragments swapped", "numerics", "(row + i % 2 * 8)", "(row + 8 - i % 2 * 8)"),
+    in_tiles(
+        "activations of the first tile", "numerics", "step / 4 * (C::kTokenBytes >> 4) + ", ""
     ),
     mutant("second tile of x the first", "numerics", "column + tile * kTileColumns", "column"),
-    mutant("activations of the base's first tile", "numerics", "x[a - p.num_atoms]", "x[0]"),
+    mutant(
+        "activations of the base's first tile",
+        "numerics",
+        "x + (a - p.num_atoms) * C::kTokenBytes",
+        "x",
+    ),
 ]
 MUTANTS = [*_RINGS, *_PRODUCTS, *_ITEMS, *_FP8]

@@ -50,18 +50,22 @@ WLIB_WGMMA_FP8(E5M2, E5M2)
 constexpr auto kKMajor = cute::SM90::GMMA::Major::K;
 template <int kN>
 struct WgmmaBF16;
-template <>
-struct WgmmaBF16<64> {
-  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kKMajor, kKMajor>;
-  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kKMajor, kKMajor>;
-};
 template <int kN>
 struct WgmmaF16;
-template <>
-struct WgmmaF16<64> {
-  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_RS<kKMajor, kKMajor>;
-  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<kKMajor, kKMajor>;
-};
+#define WLIB_WGMMA_16(n)                                                           \
+  template <>                                                                      \
+  struct WgmmaBF16<n> {                                                            \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x16_F32BF16BF16_RS<kKMajor, kKMajor>; \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x16_F32BF16BF16_SS<kKMajor, kKMajor>; \
+  };                                                                               \
+  template <>                                                                      \
+  struct WgmmaF16<n> {                                                             \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x16_F32F16F16_RS<kKMajor, kKMajor>;   \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x16_F32F16F16_SS<kKMajor, kKMajor>;   \
+  };
+WLIB_WGMMA_16(32)
+WLIB_WGMMA_16(64)
+#undef WLIB_WGMMA_16
 
 // Registers of a thread for D: float, or uint32_t with two FP16 numbers.
 template <class Op>
