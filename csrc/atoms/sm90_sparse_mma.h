@@ -1,0 +1,265 @@
+// 16-bit activations times a sparse matrix in tiles on the tensor cores (sm_90a; also runs in the
+// simulator).
+//
+// A persistent CTA makes 128 tokens x 256 outputs. Its producer warpgroup has the matrix's tiles,
+// two of them side by side and 128 columns at a time, in shared memory as a dense operand that is
+// zero but for the values: it takes the values of the step before out of a stage and puts the new
+// ones in. Activations arrive by tensor copies. Two consumer warpgroups multiply 64 tokens each.
+#pragma once
+
+#include "atoms/sm90_sparse_params.h"
+#include "wlib/sm90/sync.h"
+
+namespace wlib::atoms {
+
+constexpr int kProductStages = 2;
+constexpr int kProductTiles = kMmaColumns / kSparseTile;  // of outputs
+constexpr int kProductBoxes = kSparseTile / kBoxColumns;  // of a step
+constexpr int kWeightBoxBytes = kMmaColumns * kBoxRowBytes;
+constexpr int kFetchedEntries = 5;  // of a tile, fetched ahead: 640 values, density 0.039
+constexpr int kRoundEntries = kFetchedEntries * sm90::kWarpgroupThreads;
+
+struct ProductSmem {
+  alignas(1024) TokenBoxes<kProductTokens, kProductBoxes> x[kProductStages];
+  alignas(1024) uint8_t w[kProductStages][kProductBoxes][kWeightBoxBytes];
+  sm90::Ring<kProductStages> ring;
+};
+
+struct ProductItem {
+  int64_t token;
+  int tile, output;  // the first ones
+
+  // Neighbours have the same tokens.
+  WLIB_DEVICE ProductItem(const SparseProductParams& p, int64_t index) {
+    const int blocks = (p.outputs() + kMmaColumns - 1) / kMmaColumns;
+    token = index / blocks * kProductTokens;
+    tile = int(index % blocks) * kProductTiles;
+    output = tile * kSparseTile;
+  }
+};
+
+// All steps of all items of this CTA, one after the other, and the values of a step's tiles.
+struct ProductWalk {
+  const SparseProductParams& p;
+  int64_t item;
+  int step = 0;
+  int64_t begin[kProductTiles];
+  int count[kProductTiles];
+
+  WLIB_DEVICE explicit ProductWalk(const SparseProductParams& params)
+      : p(params), item(sm90::block_index_x()) {
+    find();
+  }
+  WLIB_DEVICE bool done() const { return item >= p.items(); }
+  WLIB_DEVICE void advance() {
+    if (++step == p.steps()) {
+      step = 0;
+      item += sm90::grid_size_x();
+    }
+    find();
+  }
+  WLIB_DEVICE void find() {
+    if (done()) return;
+    const TileSparse& m = p.matrix;
+    const int first = ProductItem(p, item).tile;
+    const int tiles = p.transposed ? m.column_tiles() : m.row_tiles();
+    WLIB_UNROLL
+    for (int i = 0; i < kProductTiles; ++i) {
+      begin[i] = 0;
+      count[i] = 0;
+      if (first + i >= tiles) continue;
+      const int64_t tile = p.transposed ? int64_t(step) * m.column_tiles() + first + i
+                                        : int64_t(first + i) * m.column_tiles() + step;
+      begin[i] = m.offsets[tile];
+      count[i] = int(m.offsets[tile + 1] - begin[i]);
+    }
+  }
+};
+
+// Some of a step's values on their way through a thread's registers, above their positions.
+template <FloatType kType>
+struct Entries {
+  uint32_t entry[kProductTiles][kFetchedEntries];
+
+  // Those from `first` on of each tile; the positions alone are enough to take values out.
+  WLIB_DEVICE void load(const ProductWalk& walk, int first, bool with_values) {
+    const TileSparse& m = walk.p.matrix;
+    WLIB_UNROLL
+    for (int i = 0; i < kProductTiles * kFetchedEntries; ++i) {
+      const int tile = i / kFetchedEntries, index = index_of(i, first);
+      uint32_t& to = entry[tile][i % kFetchedEntries];
+      to = 0;
+      if (index >= walk.count[tile]) continue;
+      const int64_t at = walk.begin[tile] + index;
+      if (with_values)
+        to = m.value_type == kType
+                 ? load_bits(m.values, kType, at) << 16
+                 : from_float(kType, load_float(m.values, m.value_type, at)) << 16;
+      to |= uint16_t(m.positions[at]);
+    }
+  }
+  WLIB_DEVICE void store(uint8_t (&w)[kProductBoxes][kWeightBoxBytes], const ProductWalk& walk,
+                         int first) const {
+    WLIB_UNROLL
+    for (int i = 0; i < kProductTiles * kFetchedEntries; ++i) {
+      const int tile = i / kFetchedEntries;
+      if (index_of(i, first) >= walk.count[tile]) continue;
+      const uint32_t bits = entry[tile][i % kFetchedEntries];
+      const auto position = int16_t(bits);
+      const int row = walk.p.transposed ? column_of(position) : row_of(position);
+      const int column = walk.p.transposed ? row_of(position) : column_of(position);
+      const int byte = swizzled_byte(tile * kSparseTile + row, column % kBoxColumns * 2);
+      *reinterpret_cast<uint16_t*>(w[column / kBoxColumns] + byte) = uint16_t(bits >> 16);
+    }
+  }
+
+ private:
+  WLIB_DEVICE static int index_of(int i, int first) {
+    return first + i % kFetchedEntries * sm90::kWarpgroupThreads + sm90::thread_in_warpgroup();
+  }
+};
+
+// Values beyond those that were fetched ahead.
+template <FloatType kType>
+WLIB_DEVICE void store_rest(uint8_t (&w)[kProductBoxes][kWeightBoxBytes], const ProductWalk& walk,
+                            bool with_values) {
+  const int count = walk.count[0] > walk.count[1] ? walk.count[0] : walk.count[1];
+  WLIB_NO_UNROLL
+  for (int first = kRoundEntries; first < count; first += kRoundEntries) {
+    Entries<kType> entries;
+    entries.load(walk, first, with_values);
+    entries.store(w, walk, first);
+  }
+}
+
+template <FloatType kType>
+WLIB_DEVICE void produce_product(ProductSmem& s, const SparseProductParams& p) {
+  using Boxes = TokenBoxes<kProductTokens, kProductBoxes>;
+  sm90::RingCursor<kProductStages> at;
+  ProductWalk old(p);  // whose values are still in the stage
+  int filled = 0;
+  for (ProductWalk walk(p); !walk.done(); walk.advance(), at.advance()) {
+    Entries<kType> entries, taken;
+    entries.load(walk, 0, true);
+    if (filled == kProductStages) taken.load(old, 0, false);
+    s.ring.wait_empty(at);
+    uint64_t& full = s.ring.full[at.stage];
+    if (sm90::thread_in_warpgroup() == 0) s.ring.expect(at, Boxes::copied(p.x));
+    s.x[at.stage].load(p.x, ProductItem(p, walk.item).token, walk.step * kSparseTile, full);
+    if (filled == kProductStages) {
+      taken.store(s.w[at.stage], old, 0);
+      store_rest<kType>(s.w[at.stage], old, false);
+      old.advance();
+      sm90::barrier_sync(kProducerBarrier, sm90::kWarpgroupThreads);  // others' values come there
+    } else {
+      ++filled;
+    }
+    entries.store(s.w[at.stage], walk, 0);
+    store_rest<kType>(s.w[at.stage], walk, true);
+    sm90::fence_proxy_async();  // what this thread wrote is for wgmma
+    s.ring.hand_over(at);
+  }
+}
+
+// Two neighbouring outputs of a token.
+template <FloatType kType>
+WLIB_DEVICE float2 load_two(const void* data, int64_t at, bool both, bool aligned) {
+  uint32_t bits;
+  if (aligned)
+    bits = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(data) + at);
+  else
+    bits = load_bits(data, kType, at) | (both ? load_bits(data, kType, at + 1) << 16 : 0);
+  return {to_float(kType, bits & 0xffff), to_float(kType, bits >> 16)};
+}
+
+WLIB_DEVICE bool at_word(const void* data) { return reinterpret_cast<uintptr_t>(data) % 4 == 0; }
+
+// Adds bias and base to the sums of 64 tokens x 256 outputs, rounds and stores them.
+template <FloatType kType>
+WLIB_DEVICE void store_product(const SparseProductParams& p, int64_t first_token, int first_output,
+                               const MmaSums& sums) {
+  const int t = sm90::thread_in_warpgroup();
+  const int outputs = p.outputs();
+  // Then pairs are whole, and at 4-byte boundaries.
+  const bool even = outputs % 2 == 0 && at_word(p.out) && at_word(p.base) && at_word(p.bias);
+  WLIB_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    const int64_t token = first_token + sm90::accumulator_row(t, 2 * r);
+    if (token >= p.x.tokens) return;
+    WLIB_UNROLL
+    for (int i = 0; i < kMmaColumns / 8; ++i) {
+      const int v = 4 * i + 2 * r, output = first_output + sm90::accumulator_column(t, v);
+      if (output >= outputs) break;
+      const int64_t to = token * outputs + output;
+      const bool both = output + 1 < outputs;
+      float2 y = {sums[v], sums[v + 1]};
+      if (p.bias) {
+        const float2 bias = load_two<kType>(p.bias, output, both, even);
+        y = {y.x + bias.x, y.y + bias.y};
+      }
+      if (p.base) {
+        const float2 base = load_two<kType>(p.base, to, both, even);
+        y = {y.x + base.x, y.y + base.y};
+      }
+      const uint32_t low = from_float(kType, y.x), high = from_float(kType, y.y);
+      auto* out = static_cast<uint16_t*>(p.out) + to;
+      if (even) {
+        *reinterpret_cast<uint32_t*>(out) = low | high << 16;
+      } else {
+        out[0] = uint16_t(low);
+        if (both) out[1] = uint16_t(high);
+      }
+    }
+  }
+}
+
+template <FloatType kType>
+WLIB_DEVICE void consume_product(ProductSmem& s, const SparseProductParams& p, int consumer) {
+  using Op = typename WideMma<kType>::Ss;
+  sm90::RingCursor<kProductStages> at;
+  for (int64_t index = sm90::block_index_x(); index < p.items(); index += sm90::grid_size_x()) {
+    MmaSums sums = {};
+    for (int step = 0; step < p.steps(); ++step, at.advance()) {
+      s.ring.wait_full(at);
+      sm90::wgmma_fence();
+      WLIB_UNROLL
+      for (int b = 0; b < kProductBoxes; ++b) {
+        const uint8_t* tokens = s.x[at.stage].box[b] + consumer * kMmaRows * kBoxRowBytes;
+        const uint64_t x = sm90::swizzled_tile_descriptor(tokens);
+        const uint64_t w = sm90::swizzled_tile_descriptor(s.w[at.stage][b]);
+        WLIB_UNROLL
+        for (int k = 0; k < kBoxRowBytes / 32; ++k)
+          sm90::wgmma<Op>(sums, x + k * sm90::kDescriptorKStep, w + k * sm90::kDescriptorKStep,
+                          true);
+      }
+      sm90::wgmma_commit();
+      sm90::wgmma_wait<0>(sums);
+      s.ring.release(at);
+    }
+    const ProductItem item(p, index);
+    store_product<kType>(p, item.token + consumer * kMmaRows, item.output, sums);
+  }
+}
+
+template <FloatType kType>
+WLIB_KERNEL(kMmaThreads)
+sparse_matmul_mma_kernel(WLIB_GRID_CONSTANT SparseProductParams p) {
+  static_assert(sizeof(ProductSmem) <= 227 * 1024);
+  auto& s = sm90::dynamic_smem<ProductSmem>();
+  const int thread = sm90::thread_index();
+  auto* w = reinterpret_cast<Quad*>(s.w);
+  for (int i = thread; i < int(sizeof s.w / sizeof *w); i += kMmaThreads) w[i] = {};
+  sm90::fence_proxy_async();  // zeros are for wgmma
+  if (thread == 0) s.ring.init(kMmaReaders, kMmaWriters);
+  sm90::block_sync();
+  const int group = sm90::warpgroup_index();
+  if (group == kMmaConsumers) {
+    sm90::release_registers<kMmaProducerRegs>();
+    produce_product<kType>(s, p);
+  } else {
+    sm90::acquire_registers<kMmaConsumerRegs>();
+    consume_product<kType>(s, p, group);
+  }
+}
+
+}  // namespace wlib::atoms
