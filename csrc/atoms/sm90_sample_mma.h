@@ -4,8 +4,9 @@
 // A persistent CTA makes a dense tile of dy^T x, 128 rows x 256 columns, over a run of tokens, and
 // stores the sums at the places of the values alone. Tokens are the rows of both operands, so that
 // the tensor cores read them as they lie; a producer warpgroup has tensor copies bring 64 at a
-// time. Two consumer warpgroups have 64 rows of the tile each. Runs are added up by
-// sparse_sum_kernel (sm90_sparse_sample.h).
+// time. Two CTAs with neighbouring rows form a cluster: each fetches half of x for both. Two
+// consumer warpgroups have 64 rows of the tile each. Runs are added up by sparse_sum_kernel
+// (sm90_sparse_sample.h).
 #pragma once
 
 #include "atoms/sm90_sparse_params.h"
@@ -31,10 +32,10 @@ struct SampleItem {
   int row_tile, column_block;
   int64_t split, first_token, end_token;
 
-  // Neighbours have the same rows.
-  WLIB_DEVICE SampleItem(const SparseSampleParams& p, int64_t index) {
+  // Of the cluster's item and the CTA's rank; the second one may have no rows.
+  WLIB_DEVICE SampleItem(const SparseSampleParams& p, int64_t index, int rank) {
     const int64_t block = index % p.blocks(), run = p.sample.run();
-    row_tile = int(block / p.column_blocks());
+    row_tile = int(block / p.column_blocks()) * kPair + rank;
     column_block = int(block % p.column_blocks());
     split = index / p.blocks();
     first_token = split * run;
@@ -43,19 +44,23 @@ struct SampleItem {
   }
 };
 
-WLIB_DEVICE void produce_samples(SampleMmaSmem& s, const SparseSampleParams& p) {
+// A cluster's items.
+WLIB_DEVICE int64_t first_sample() { return sm90::block_index_x() / kPair; }
+WLIB_DEVICE int64_t sample_stride() { return sm90::grid_size_x() / kPair; }
+
+WLIB_DEVICE void produce_samples(SampleMmaSmem& s, const SparseSampleParams& p, int rank) {
   sm90::RingCursor<kSampleStages> at;
-  for (int64_t i = sm90::block_index_x(); i < p.items(); i += sm90::grid_size_x()) {
-    const SampleItem item(p, i);
+  for (int64_t i = first_sample(); i < p.items(); i += sample_stride()) {
+    const SampleItem item(p, i, rank);
     for (int64_t token = item.first_token; token < item.end_token;
          token += kSampleStep, at.advance()) {
       SampleStage& to = s.stage[at.stage];
-      s.ring.wait_empty(at);
+      s.ring.wait_empty<kPair>(at);
       uint64_t& full = s.ring.full[at.stage];
       if (sm90::thread_in_warpgroup() == 0)
         s.ring.expect(at, to.dy.copied(p.dy) + to.x.copied(p.x));
       to.dy.load(p.dy, token, item.row_tile * kSparseTile, full);
-      to.x.load(p.x, token, item.column_block * kMmaColumns, full);
+      to.x.load_shared(p.x, token, item.column_block * kMmaColumns, rank, full);
       sm90::fence_proxy_async();  // what this thread wrote is for wgmma
       s.ring.hand_over(at);
     }
@@ -112,18 +117,19 @@ WLIB_DEVICE void finish_samples(SampleMmaSmem& s, const SparseSampleParams& p,
     }
     sm90::barrier_sync(barrier, sm90::kWarpgroupThreads);
     const int column_tile = item.column_block * (kMmaColumns / kSparseTile) + part / kTileParts;
-    if (column_tile >= tiles) continue;
+    if (column_tile >= tiles || item.row_tile >= p.sample.matrix.row_tiles()) continue;
     store_samples(p.sample, int64_t(item.row_tile) * tiles + column_tile, item.split,
                   consumer * kMmaRows, part % kTileParts * kPartColumns, to);
   }
 }
 
 template <FloatType kType>
-WLIB_DEVICE void consume_samples(SampleMmaSmem& s, const SparseSampleParams& p, int consumer) {
+WLIB_DEVICE void consume_samples(SampleMmaSmem& s, const SparseSampleParams& p, int consumer,
+                                 int rank) {
   using Op = typename WideMma<kType>::SsMn;
   sm90::RingCursor<kSampleStages> at;
-  for (int64_t i = sm90::block_index_x(); i < p.items(); i += sm90::grid_size_x()) {
-    const SampleItem item(p, i);
+  for (int64_t i = first_sample(); i < p.items(); i += sample_stride()) {
+    const SampleItem item(p, i, rank);
     MmaSums sums = {};
     WLIB_NO_UNROLL
     for (int64_t token = item.first_token; token < item.end_token;
@@ -139,7 +145,7 @@ WLIB_DEVICE void consume_samples(SampleMmaSmem& s, const SparseSampleParams& p, 
                         true);
       sm90::wgmma_commit();
       sm90::wgmma_wait<0>(sums);
-      s.ring.release(at);
+      s.ring.release<kPair>(at);
     }
     finish_samples(s, p, item, consumer, sums);
   }
@@ -150,16 +156,18 @@ WLIB_KERNEL(kMmaThreads)
 sparse_sample_mma_kernel(WLIB_GRID_CONSTANT SparseSampleParams p) {
   static_assert(sizeof(SampleMmaSmem) <= 227 * 1024);
   auto& s = sm90::dynamic_smem<SampleMmaSmem>();
-  if (sm90::thread_index() == 0) s.ring.init(kMmaReaders, kMmaWriters);
-  sm90::block_sync();
+  if (sm90::thread_index() == 0) s.ring.init(kPair * kMmaReaders, kMmaWriters);
+  sm90::cluster_sync();
+  const int rank = sm90::warp_uniform(sm90::cluster_rank());
   const int group = sm90::warpgroup_index();
   if (group == kMmaConsumers) {
     sm90::release_registers<kMmaProducerRegs>();
-    produce_samples(s, p);
+    produce_samples(s, p, rank);
   } else {
     sm90::acquire_registers<kMmaConsumerRegs>();
-    consume_samples<kType>(s, p, group);
+    consume_samples<kType>(s, p, group, rank);
   }
+  sm90::cluster_sync();  // the peer may still write and arrive here
 }
 
 }  // namespace wlib::atoms

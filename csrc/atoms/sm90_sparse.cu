@@ -12,17 +12,17 @@
 namespace wlib::atoms {
 namespace {
 
-// As many CTAs as are resident at a time, if there are items for them.
+// As many clusters as are resident at a time, if there are items for them.
 template <class Params>
 cudaError_t launch_items(void (*kernel)(Params), int64_t items, int threads, size_t smem_bytes,
-                         cudaStream_t stream, const Params& p) {
+                         cudaStream_t stream, const Params& p, int cluster = 1) {
   if (items == 0) return cudaSuccess;
   int resident = 0;
   if (const cudaError_t error =
-          sm90::resident_clusters(kernel, threads, int(smem_bytes), 1, &resident))
+          sm90::resident_clusters(kernel, threads, int(smem_bytes), cluster, &resident))
     return error;
-  const dim3 grid(unsigned(std::min<int64_t>(items, resident)));
-  return sm90::launch(kernel, grid, threads, int(smem_bytes), 1, stream, p);
+  const dim3 grid(unsigned(std::min<int64_t>(items, resident)) * cluster);
+  return sm90::launch(kernel, grid, threads, int(smem_bytes), cluster, stream, p);
 }
 
 int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
@@ -79,7 +79,8 @@ const char* sparse_sample_cuda(const SampleParams& p, int device, void* stream) 
     const auto kernel = p.type == FloatType::kBFloat16
                             ? sparse_sample_mma_kernel<FloatType::kBFloat16>
                             : sparse_sample_mma_kernel<FloatType::kFloat16>;
-    error = launch_items(kernel, params.items(), kMmaThreads, sizeof(SampleMmaSmem), on, params);
+    error =
+        launch_items(kernel, params.items(), kMmaThreads, sizeof(SampleMmaSmem), on, params, kPair);
   }
   if (error == cudaSuccess && p.partials)
     error =

@@ -81,21 +81,24 @@ template <FloatType kType>
 struct Entries {
   uint32_t entry[kProductTiles][kFetchedEntries];
 
-  // Those from `first` on of each tile; the positions alone are enough to take values out.
-  WLIB_DEVICE void load(const ProductWalk& walk, int first, bool with_values) {
-    const TileSparse& m = walk.p.matrix;
+  // Those from `first` on of each tile.
+  WLIB_DEVICE void load(const ProductWalk& walk, int first) {
+    load_positions(walk, first);
+    switch (walk.p.matrix.value_type) {
+      case FloatType::kFloat32: return load_values<FloatType::kFloat32>(walk, first);
+      case FloatType::kBFloat16: return load_values<FloatType::kBFloat16>(walk, first);
+      default: return load_values<FloatType::kFloat16>(walk, first);
+    }
+  }
+  // Zeros for values, to take those of a step out.
+  WLIB_DEVICE void load_positions(const ProductWalk& walk, int first) {
     WLIB_UNROLL
     for (int i = 0; i < kProductTiles * kFetchedEntries; ++i) {
       const int tile = i / kFetchedEntries, index = index_of(i, first);
       uint32_t& to = entry[tile][i % kFetchedEntries];
       to = 0;
-      if (index >= walk.count[tile]) continue;
-      const int64_t at = walk.begin[tile] + index;
-      if (with_values)
-        to = m.value_type == kType
-                 ? load_bits(m.values, kType, at) << 16
-                 : from_float(kType, load_float(m.values, m.value_type, at)) << 16;
-      to |= uint16_t(m.positions[at]);
+      if (index < walk.count[tile])
+        to = uint16_t(walk.p.matrix.positions[walk.begin[tile] + index]);
     }
   }
   WLIB_DEVICE void store(uint8_t (&w)[kProductBoxes][kWeightBoxBytes], const ProductWalk& walk,
@@ -114,6 +117,17 @@ struct Entries {
   }
 
  private:
+  template <FloatType kFrom>
+  WLIB_DEVICE void load_values(const ProductWalk& walk, int first) {
+    WLIB_UNROLL
+    for (int i = 0; i < kProductTiles * kFetchedEntries; ++i) {
+      const int tile = i / kFetchedEntries, index = index_of(i, first);
+      if (index >= walk.count[tile]) continue;
+      uint32_t bits = load_bits(walk.p.matrix.values, kFrom, walk.begin[tile] + index);
+      if constexpr (kFrom != kType) bits = from_float(kType, to_float(kFrom, bits));
+      entry[tile][i % kFetchedEntries] |= bits << 16;
+    }
+  }
   WLIB_DEVICE static int index_of(int i, int first) {
     return first + i % kFetchedEntries * sm90::kWarpgroupThreads + sm90::thread_in_warpgroup();
   }
@@ -127,7 +141,10 @@ WLIB_DEVICE void store_rest(uint8_t (&w)[kProductBoxes][kWeightBoxBytes], const 
   WLIB_NO_UNROLL
   for (int first = kRoundEntries; first < count; first += kRoundEntries) {
     Entries<kType> entries;
-    entries.load(walk, first, with_values);
+    if (with_values)
+      entries.load(walk, first);
+    else
+      entries.load_positions(walk, first);
     entries.store(w, walk, first);
   }
 }
@@ -140,8 +157,8 @@ WLIB_DEVICE void produce_product(ProductSmem& s, const SparseProductParams& p) {
   int filled = 0;
   for (ProductWalk walk(p); !walk.done(); walk.advance(), at.advance()) {
     Entries<kType> entries, taken;
-    entries.load(walk, 0, true);
-    if (filled == kProductStages) taken.load(old, 0, false);
+    entries.load(walk, 0);
+    if (filled == kProductStages) taken.load_positions(old, 0);
     s.ring.wait_empty(at);
     uint64_t& full = s.ring.full[at.stage];
     if (sm90::thread_in_warpgroup() == 0) s.ring.expect(at, Boxes::copied(p.x));

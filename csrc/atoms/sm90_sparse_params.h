@@ -8,6 +8,7 @@ namespace wlib::atoms {
 
 constexpr int kProductTokens = kMmaConsumers * kMmaRows;  // of a CTA
 constexpr int kSampleStep = 64;                           // tokens
+constexpr int kPair = 2;  // CTAs of a sampled product that work on the same columns
 
 struct SparseProductParams {
   TileSparse matrix;
@@ -32,7 +33,9 @@ struct SparseSampleParams {
   WLIB_HOST_DEVICE int64_t column_blocks() const {
     return (sample.matrix.columns + kMmaColumns - 1) / kMmaColumns;
   }
-  WLIB_HOST_DEVICE int64_t blocks() const { return sample.matrix.row_tiles() * column_blocks(); }
+  WLIB_HOST_DEVICE int64_t blocks() const {  // of a pair of CTAs
+    return (sample.matrix.row_tiles() + kPair - 1) / kPair * column_blocks();
+  }
   WLIB_HOST_DEVICE int64_t items() const { return blocks() * sample.splits(); }
 };
 

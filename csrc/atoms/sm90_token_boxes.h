@@ -4,6 +4,7 @@
 #pragma once
 
 #include "atoms/sm90_runs.h"
+#include "wlib/sm90/cluster.h"
 #include "wlib/sm90/ring.h"
 #include "wlib/sm90/tensor_map.h"
 #include "wlib/sm90/wgmma.h"
@@ -18,7 +19,7 @@ constexpr int kMmaConsumers = 2, kMmaRows = 64, kMmaColumns = 256;
 constexpr int kMmaThreads = (kMmaConsumers + 1) * sm90::kWarpgroupThreads;
 constexpr int kMmaReaders = kMmaConsumers * 4;  // warps per stage
 constexpr int kMmaWriters = 1 + 4;              // bytes expected, and the producer's warps
-constexpr int kMmaProducerRegs = 56;
+constexpr int kMmaProducerRegs = 80;
 constexpr int kMmaConsumerRegs = sm90::consumer_registers(kMmaConsumers, kMmaProducerRegs);
 constexpr int kProducerBarrier = 1, kSumsBarrier = 2;  // and the next one
 using MmaSums = float[kMmaColumns / 2];
@@ -77,6 +78,18 @@ struct TokenBoxes {
     WLIB_UNROLL
     for (int b = 0; b < kBoxes; ++b)
       sm90::tensor_load_2d(box[b], from.map, column + b * kBoxColumns, int(token), full);
+  }
+  // Of a pair of CTAs that need the same, each fetches half of the boxes for both.
+  WLIB_DEVICE void load_shared(const TokenSource& from, int64_t token, int column, int rank,
+                               uint64_t& full) {
+    if (!from.mapped) return copy(from, token, column);
+    if (sm90::thread_in_warpgroup() != 0) return;
+    WLIB_UNROLL
+    for (int i = 0; i < kBoxes / 2; ++i) {
+      const int b = rank * (kBoxes / 2) + i;
+      sm90::tensor_load_2d_multicast(box[b], from.map, column + b * kBoxColumns, int(token), full,
+                                     0b11);
+    }
   }
 
  private:

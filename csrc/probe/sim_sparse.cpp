@@ -14,8 +14,10 @@ using Buffers = std::vector<sim::Buffer>;
 
 template <class Params>
 sim::Report launch(void (*kernel)(Params), int ctas, int threads, size_t smem_bytes,
-                   const sim::Options& options, const Buffers& buffers, const Params& p) {
-  return sim::launch({{ctas, 1, 1}, threads, smem_bytes}, options, buffers, kernel, p);
+                   const sim::Options& options, const Buffers& buffers, const Params& p,
+                   int cluster = 1) {
+  return sim::launch({{ctas * cluster, 1, 1}, threads, smem_bytes, cluster}, options, buffers,
+                     kernel, p);
 }
 
 }  // namespace
@@ -53,7 +55,7 @@ sim::Report simulate_sparse_sample(const SampleParams& p, int ctas, const Buffer
 #ifndef WLIB_SIM_ONLY_SMALL
   if (p.type == FloatType::kFloat16) kernel = sparse_sample_mma_kernel<FloatType::kFloat16>;
 #endif
-  return launch(kernel, ctas, kMmaThreads, sizeof(SampleMmaSmem), options, buffers, sample);
+  return launch(kernel, ctas, kMmaThreads, sizeof(SampleMmaSmem), options, buffers, sample, kPair);
 }
 
 sim::Report simulate_sparse_sum(const SampleParams& p, int ctas, const Buffers& buffers,

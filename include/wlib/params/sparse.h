@@ -49,12 +49,13 @@ struct SampleParams {
   float* partials;    // CUDA, if there is more than one run: [splits, count]
   int64_t tokens, dy_stride, x_stride;
   FloatType type;
-  // Tokens whose products the CUDA kernels sum in one go; of 16-bit ones so many that about 128
-  // CTAs have some.
+  // Tokens whose products the CUDA kernels sum in one go; of 16-bit ones so many that about 64
+  // pairs of CTAs have some.
   constexpr int64_t run() const {
     if (type == FloatType::kFloat32) return 2048;
-    const int64_t blocks = int64_t(matrix.row_tiles()) * ((matrix.column_tiles() + 1) / 2);
-    const int64_t splits = (blocks + 127) / blocks;
+    const int64_t blocks =
+        int64_t((matrix.row_tiles() + 1) / 2) * ((matrix.column_tiles() + 1) / 2);
+    const int64_t splits = (blocks + 63) / blocks;
     const int64_t even = ((tokens + splits - 1) / splits + 63) / 64 * 64;
     return even < 1024 ? 1024 : even;
   }
