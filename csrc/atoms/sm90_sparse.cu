@@ -1,9 +1,9 @@
 #include <algorithm>
 
-#include "atoms/sm90_sample_mma.h"
 #include "atoms/sm90_sparse_matmul.h"
-#include "atoms/sm90_sparse_mma.h"
+#include "atoms/sm90_sparse_matmul_mma.h"
 #include "atoms/sm90_sparse_sample.h"
+#include "atoms/sm90_sparse_sample_mma.h"
 #include "atoms/sm90_sparse_transpose.h"
 #include "atoms/sparse_cuda.h"
 #include "int4fp8/sm90_launch.h"

@@ -1,4 +1,4 @@
-// Float32 activations times a sparse matrix in tiles (16-bit ones: sm90_sparse_mma.h).
+// Float32 activations times a sparse matrix in tiles (16-bit ones: sm90_sparse_matmul_mma.h).
 //
 // A CTA makes 128 tokens x 256 outputs. For each tile column of the matrix it keeps the activations
 // in shared memory and lets the values of two tiles, one below the other, pass by; a warp owns 16

@@ -1,10 +1,10 @@
 // Instrumented: the loads and stores of the kernels included here call the checker.
 #include "probe/sim_sparse.h"
 
-#include "atoms/sm90_sample_mma.h"
 #include "atoms/sm90_sparse_matmul.h"
-#include "atoms/sm90_sparse_mma.h"
+#include "atoms/sm90_sparse_matmul_mma.h"
 #include "atoms/sm90_sparse_sample.h"
+#include "atoms/sm90_sparse_sample_mma.h"
 #include "atoms/sm90_sparse_transpose.h"
 
 namespace wlib::atoms {

@@ -9,8 +9,8 @@ MATMUL = "csrc/atoms/sm90_sparse_matmul.h"
 TRANSPOSE = "csrc/atoms/sm90_sparse_transpose.h"
 SAMPLE = "csrc/atoms/sm90_sparse_sample.h"
 BOXES = "csrc/atoms/sm90_token_boxes.h"
-MATMUL_MMA = "csrc/atoms/sm90_sparse_mma.h"
-SAMPLE_MMA = "csrc/atoms/sm90_sample_mma.h"
+MATMUL_MMA = "csrc/atoms/sm90_sparse_matmul_mma.h"
+SAMPLE_MMA = "csrc/atoms/sm90_sparse_sample_mma.h"
 SYNC = "sm90::block_sync();"
 
 
@@ -264,7 +264,7 @@ _MATMUL_MMA_MUTANTS = [
         "tokens beyond the last one stored",
         "global-bounds",
         MATMUL_MMA,
-        "if (token >= p.x.tokens) return;",
+        "if (token >= p.x.tokens) continue;",
         "",
     ),
 ]

@@ -178,62 +178,70 @@ WLIB_DEVICE void produce_product(ProductSmem& s, const SparseProductParams& p) {
   }
 }
 
-// Two neighbouring outputs of a token.
-template <FloatType kType>
-WLIB_DEVICE float2 load_two(const void* data, int64_t at, bool both, bool aligned) {
-  uint32_t bits;
-  if (aligned)
-    bits = *reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(data) + at);
-  else
-    bits = load_bits(data, kType, at) | (both ? load_bits(data, kType, at + 1) << 16 : 0);
-  return {to_float(kType, bits & 0xffff), to_float(kType, bits >> 16)};
+// The first `count` of two neighbouring 16-bit elements, in one word if kWords.
+template <bool kWords>
+WLIB_DEVICE uint32_t load_two(const void* data, int64_t at, int count) {
+  const auto* from = static_cast<const uint16_t*>(data) + at;
+  if constexpr (kWords) return count > 0 ? *reinterpret_cast<const uint32_t*>(from) : 0;
+  return (count > 0 ? from[0] : 0) | (count > 1 ? uint32_t(from[1]) << 16 : 0);
+}
+template <bool kWords>
+WLIB_DEVICE void store_two(void* data, int64_t at, int count, uint32_t bits) {
+  auto* to = static_cast<uint16_t*>(data) + at;
+  if constexpr (kWords) {
+    if (count > 0) *reinterpret_cast<uint32_t*>(to) = bits;
+  } else {
+    if (count > 0) to[0] = uint16_t(bits);
+    if (count > 1) to[1] = uint16_t(bits >> 16);
+  }
 }
 
-WLIB_DEVICE bool at_word(const void* data) { return reinterpret_cast<uintptr_t>(data) % 4 == 0; }
-
 // Adds bias and base to the sums of 64 tokens x 256 outputs, rounds and stores them.
-template <FloatType kType>
+template <FloatType kType, bool kWords>
 WLIB_DEVICE void store_product(const SparseProductParams& p, int64_t first_token, int first_output,
                                const MmaSums& sums) {
-  const int t = sm90::thread_in_warpgroup();
-  const int outputs = p.outputs();
-  // Then pairs are whole, and at 4-byte boundaries.
-  const bool even = outputs % 2 == 0 && at_word(p.out) && at_word(p.base) && at_word(p.bias);
+  constexpr int kGroup = 8;  // pairs whose loads are on their way together
+  const int t = sm90::thread_in_warpgroup(), outputs = p.outputs();
   WLIB_UNROLL
-  for (int r = 0; r < 2; ++r) {
+  for (int group = 0; group < kMmaColumns / 4; group += kGroup) {
+    const int r = group / (kMmaColumns / 8);
     const int64_t token = first_token + sm90::accumulator_row(t, 2 * r);
-    if (token >= p.x.tokens) return;
+    if (token >= p.x.tokens) continue;
+    const auto v_of = [&](int i) { return (group + i) % (kMmaColumns / 8) * 4 + 2 * r; };
+    const auto output_of = [&](int i) {
+      return first_output + sm90::accumulator_column(t, v_of(i));
+    };
+    uint32_t bias[kGroup] = {}, base[kGroup] = {};
+    if (p.bias) {
+      WLIB_UNROLL
+      for (int i = 0; i < kGroup; ++i)
+        bias[i] = load_two<kWords>(p.bias, output_of(i), outputs - output_of(i));
+    }
+    if (p.base) {
+      WLIB_UNROLL
+      for (int i = 0; i < kGroup; ++i)
+        base[i] = load_two<kWords>(p.base, token * outputs + output_of(i), outputs - output_of(i));
+    }
     WLIB_UNROLL
-    for (int i = 0; i < kMmaColumns / 8; ++i) {
-      const int v = 4 * i + 2 * r, output = first_output + sm90::accumulator_column(t, v);
-      if (output >= outputs) break;
-      const int64_t to = token * outputs + output;
-      const bool both = output + 1 < outputs;
-      float2 y = {sums[v], sums[v + 1]};
-      if (p.bias) {
-        const float2 bias = load_two<kType>(p.bias, output, both, even);
-        y = {y.x + bias.x, y.y + bias.y};
-      }
-      if (p.base) {
-        const float2 base = load_two<kType>(p.base, to, both, even);
-        y = {y.x + base.x, y.y + base.y};
-      }
-      const uint32_t low = from_float(kType, y.x), high = from_float(kType, y.y);
-      auto* out = static_cast<uint16_t*>(p.out) + to;
-      if (even) {
-        *reinterpret_cast<uint32_t*>(out) = low | high << 16;
-      } else {
-        out[0] = uint16_t(low);
-        if (both) out[1] = uint16_t(high);
-      }
+    for (int i = 0; i < kGroup; ++i) {
+      const int v = v_of(i);
+      const float low = sums[v] + to_float(kType, bias[i] & 0xffff),
+                  high = sums[v + 1] + to_float(kType, bias[i] >> 16);
+      const uint32_t bits = from_float(kType, low + to_float(kType, base[i] & 0xffff)) |
+                            from_float(kType, high + to_float(kType, base[i] >> 16)) << 16;
+      store_two<kWords>(p.out, token * outputs + output_of(i), outputs - output_of(i), bits);
     }
   }
 }
+
+WLIB_DEVICE bool at_word(const void* data) { return reinterpret_cast<uintptr_t>(data) % 4 == 0; }
 
 template <FloatType kType>
 WLIB_DEVICE void consume_product(ProductSmem& s, const SparseProductParams& p, int consumer) {
   using Op = typename WideMma<kType>::Ss;
   sm90::RingCursor<kProductStages> at;
+  // Then pairs of outputs are whole, and at 4-byte boundaries.
+  const bool words = p.outputs() % 2 == 0 && at_word(p.out) && at_word(p.base) && at_word(p.bias);
   for (int64_t index = sm90::block_index_x(); index < p.items(); index += sm90::grid_size_x()) {
     MmaSums sums = {};
     for (int step = 0; step < p.steps(); ++step, at.advance()) {
@@ -254,7 +262,11 @@ WLIB_DEVICE void consume_product(ProductSmem& s, const SparseProductParams& p, i
       s.ring.release(at);
     }
     const ProductItem item(p, index);
-    store_product<kType>(p, item.token + consumer * kMmaRows, item.output, sums);
+    const int64_t token = item.token + consumer * kMmaRows;
+    if (words)
+      store_product<kType, true>(p, token, item.output, sums);
+    else
+      store_product<kType, false>(p, token, item.output, sums);
   }
 }
 
