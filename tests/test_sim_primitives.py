@@ -211,6 +211,19 @@ def test_matrix_loads_give_each_lane_two_numbers_of_each_matrix(first, transpose
     np.testing.assert_array_equal(out.view(np.uint16).reshape(32, 4, 2), pairs)
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("mn_major", [False, True], ids=["k-major", "mn-major"])
+def test_wide_wgmma_reads_operands_where_cute_puts_them(mn_major, dtype):
+    rng = np.random.default_rng(1)
+    for seed, timing in enumerate(TIMINGS):
+        a, b = (rng.integers(-8, 9, (rows, 64)).astype(np.float32) for rows in (64, 256))
+        d = np.full((64, 256), np.nan, np.float32)
+        stored = [to_bf16(x) if dtype == np.uint16 else x.astype(dtype) for x in (a, b)]
+        options = probe.Options(seed=seed, timing=timing)
+        assert probe.wgmma(*stored, d, False, options, mn_major=mn_major).findings == []
+        np.testing.assert_array_equal(d, a @ b.T)
+
+
 def test_truncated_accumulation_keeps_thirteen_bits_below_the_largest_addend():
     """256 + 2^-5 keeps its bit 13; 256 + 2^-6 loses it, towards zero for either sign."""
     code = {value: int(np.flatnonzero(value == E4M3)[0]) for value in (16.0, 1.0, 2**-5, 2**-6)}

@@ -152,7 +152,8 @@ def _simulated_atoms() -> Iterator[str]:
     tables = ("96, 8", "3072, 384")
     yield from (f"combine_kernel<{r}, CombineTable<{table}>>" for r in flags for table in tables)
     for kernel in ("sparse_matmul", "sparse_sample"):
-        yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
+        yield f"{kernel}_kernel"
+        yield from (f"{kernel}_mma_kernel<(FloatType){i}>" for i in (1, 2))
     yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
     yield from (
         f"linear_kernel<LinearConfig<(FloatType){i}, (LinearAtoms){a}>>"

@@ -95,11 +95,17 @@ WLIB_EXPORT const char* wlib_atoms_dispatch() {
            "sm_90a, any dist: sm90_project, bases of a chunk of elements; sm90_finish\n")},
       {"tile_sparse_matmul",
        "cpu: 16 tokens at a time\n" WLIB_CUDA_ROWS(
-           "sm_90a: sm90_sparse_matmul, 128 tokens x 256 outputs\n"
-           "sm_90a, transposed: sm90_sparse_transpose, then sm90_sparse_matmul\n")},
+           "sm_90a, 16-bit: sm90_sparse_matmul_mma, 128 tokens x 256 outputs\n"
+           "sm_90a, float32: sm90_sparse_matmul, 128 tokens x 256 outputs; for the transpose "
+           "sm90_sparse_transpose before it\n")},
       {"tile_sampled_matmul",
        "cpu: 16 tokens at a time\n" WLIB_CUDA_ROWS(
-           "sm_90a: sm90_sparse_sample, a tile and 2048 tokens; sm90_sparse_sum adds up more\n")},
+           "sm_90a, 16-bit: sm90_sparse_sample_mma, 256 x 256 values' places in pairs; "
+           "sm90_sparse_sum "
+           "adds "
+           "up runs of tokens\n"
+           "sm_90a, float32: sm90_sparse_sample, a tile and 2048 tokens; sm90_sparse_sum adds up "
+           "more\n")},
   });
   return table.c_str();
 }

@@ -1,7 +1,9 @@
 #include <algorithm>
 
 #include "atoms/sm90_sparse_matmul.h"
+#include "atoms/sm90_sparse_matmul_mma.h"
 #include "atoms/sm90_sparse_sample.h"
+#include "atoms/sm90_sparse_sample_mma.h"
 #include "atoms/sm90_sparse_transpose.h"
 #include "atoms/sparse_cuda.h"
 #include "int4fp8/sm90_launch.h"
@@ -10,36 +12,43 @@
 namespace wlib::atoms {
 namespace {
 
-// As many CTAs as are resident at a time, if there are items for them.
+// As many clusters as are resident at a time, if there are items for them.
 template <class Params>
 cudaError_t launch_items(void (*kernel)(Params), int64_t items, int threads, size_t smem_bytes,
-                         cudaStream_t stream, const Params& p) {
+                         cudaStream_t stream, const Params& p, int cluster = 1) {
   if (items == 0) return cudaSuccess;
   int resident = 0;
   if (const cudaError_t error =
-          sm90::resident_clusters(kernel, threads, int(smem_bytes), 1, &resident))
+          sm90::resident_clusters(kernel, threads, int(smem_bytes), cluster, &resident))
     return error;
-  const dim3 grid(unsigned(std::min<int64_t>(items, resident)));
-  return sm90::launch(kernel, grid, threads, int(smem_bytes), 1, stream, p);
+  const dim3 grid(unsigned(std::min<int64_t>(items, resident)) * cluster);
+  return sm90::launch(kernel, grid, threads, int(smem_bytes), cluster, stream, p);
 }
 
 int64_t pieces(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-template <FloatType kType>
-cudaError_t launch_matmul(const SparseMatmulParams& p, cudaStream_t stream) {
-  const int rows = p.transposed ? p.matrix.columns : p.matrix.rows;
-  return launch_items(sparse_matmul_kernel<kType>,
-                      pieces(p.tokens, kTileTokens) * pieces(rows, kOutRows), kTileThreads,
-                      sizeof(SparseSmem<kType>), stream, p);
-}
-template <FloatType kType>
-cudaError_t launch_sample(const SampleParams& p, cudaStream_t stream) {
-  return launch_items(sparse_sample_kernel<kType>, p.matrix.tiles() * p.splits(), kTileThreads,
-                      sizeof(SampleSmem<kType>), stream, p);
-}
-
 const char* text(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+constexpr const char* kNoMap = "cuTensorMapEncodeTiled failed";
+
+// Float32: the transpose's values in its own order first.
+cudaError_t launch_matmul(SparseMatmulParams p, float* values, int16_t* positions,
+                          cudaStream_t stream) {
+  if (p.transposed) {
+    const SparseTransposeParams transpose{p.matrix, values, positions};
+    if (const cudaError_t error =
+            launch_items(sparse_transpose_kernel, p.matrix.tiles(), kTransposeThreads,
+                         sizeof(SparseTransposeSmem), stream, transpose))
+      return error;
+    p.matrix.values = values;
+    p.matrix.positions = positions;
+    p.matrix.value_type = FloatType::kFloat32;
+  }
+  const int rows = p.transposed ? p.matrix.columns : p.matrix.rows;
+  return launch_items(sparse_matmul_kernel, pieces(p.tokens, kTileTokens) * pieces(rows, kOutRows),
+                      kTileThreads, sizeof(SparseSmem), stream, p);
 }
 
 }  // namespace
@@ -48,32 +57,30 @@ const char* sparse_matmul_cuda(const SparseMatmulParams& p, float* values, int16
                                int device, void* stream) {
   if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
   const auto on = static_cast<cudaStream_t>(stream);
-  SparseMatmulParams ordered = p;
-  if (p.transposed) {
-    const SparseTransposeParams transpose{p.matrix, values, positions};
-    if (const cudaError_t error =
-            launch_items(sparse_transpose_kernel, p.matrix.tiles(), kTransposeThreads,
-                         sizeof(SparseTransposeSmem), on, transpose))
-      return text(error);
-    ordered.matrix.values = values;
-    ordered.matrix.positions = positions;
-    ordered.matrix.value_type = FloatType::kFloat32;
-  }
-  switch (p.type) {
-    case FloatType::kFloat32: return text(launch_matmul<FloatType::kFloat32>(ordered, on));
-    case FloatType::kBFloat16: return text(launch_matmul<FloatType::kBFloat16>(ordered, on));
-    default: return text(launch_matmul<FloatType::kFloat16>(ordered, on));
-  }
+  if (p.type == FloatType::kFloat32) return text(launch_matmul(p, values, positions, on));
+  SparseProductParams product;
+  if (!make_product_params(p, &product)) return kNoMap;
+  const auto kernel = p.type == FloatType::kBFloat16
+                          ? sparse_matmul_mma_kernel<FloatType::kBFloat16>
+                          : sparse_matmul_mma_kernel<FloatType::kFloat16>;
+  return text(launch_items(kernel, product.items(), kMmaThreads, sizeof(ProductSmem), on, product));
 }
 
 const char* sparse_sample_cuda(const SampleParams& p, int device, void* stream) {
   if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
   const auto on = static_cast<cudaStream_t>(stream);
   cudaError_t error = cudaSuccess;
-  switch (p.type) {
-    case FloatType::kFloat32: error = launch_sample<FloatType::kFloat32>(p, on); break;
-    case FloatType::kBFloat16: error = launch_sample<FloatType::kBFloat16>(p, on); break;
-    default: error = launch_sample<FloatType::kFloat16>(p, on);
+  if (p.type == FloatType::kFloat32) {
+    error = launch_items(sparse_sample_kernel, p.matrix.tiles() * p.splits(), kTileThreads,
+                         sizeof(SampleSmem), on, p);
+  } else {
+    SparseSampleParams params;
+    if (!make_sample_params(p, &params)) return kNoMap;
+    const auto kernel = p.type == FloatType::kBFloat16
+                            ? sparse_sample_mma_kernel<FloatType::kBFloat16>
+                            : sparse_sample_mma_kernel<FloatType::kFloat16>;
+    error =
+        launch_items(kernel, params.items(), kMmaThreads, sizeof(SampleMmaSmem), on, params, kPair);
   }
   if (error == cudaSuccess && p.partials)
     error =

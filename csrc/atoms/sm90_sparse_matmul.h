@@ -1,9 +1,8 @@
-// Activations times a sparse matrix in tiles, and the order of a tile's values for its transpose.
+// Float32 activations times a sparse matrix in tiles (16-bit ones: sm90_sparse_matmul_mma.h).
 //
 // A CTA makes 128 tokens x 256 outputs. For each tile column of the matrix it keeps the activations
 // in shared memory and lets the values of two tiles, one below the other, pass by; a warp owns 16
-// rows, a lane four tokens, and their sums stay in registers. What the next step needs is fetched
-// into registers while this one's products are added up.
+// rows, a lane four tokens, and their sums stay in registers.
 #pragma once
 
 #include "atoms/sm90_token_tile.h"
@@ -25,9 +24,8 @@ struct alignas(8) SparseEntry {
   int32_t where;
 };
 
-template <FloatType kType>
 struct SparseSmem {
-  TokenTile<kType> x;
+  TokenTile x;
   SparseEntry entries[kSides][kStepEntries];
   int32_t starts[kSides][kSparseTile + 1];  // first entry of a row, or of the next that has any
 };
@@ -67,57 +65,34 @@ WLIB_DEVICE bool next_step(const SparseMatmulParams& p, int row_tile, SparseStep
   return false;
 }
 
-// What a step needs, on its way through a thread's registers.
-template <FloatType kType>
-struct SparseFetch {
-  // Beside the sums there are registers for one piece, all there is of 16-bit activations. A step
-  // of float32 ones is not fetched ahead.
-  static constexpr bool kAhead = TokenTile<kType>::kPieces == 1;
-  typename TokenTile<kType>::Piece piece;
-  float value[kThreadEntries];
-  int16_t position[kThreadEntries], before[kThreadEntries];  // before: of the entry before
-
-  WLIB_DEVICE void load(const SparseMatmulParams& p, const TokenRows& x, int64_t token,
-                        const SparseStep& step) {
-    if (kAhead && step.run == 0)
-      TokenTile<kType>::load(x, token, step.tile * kSparseTile, 0, piece);
-    WLIB_UNROLL
-    for (int i = 0; i < kThreadEntries; ++i) {
-      const int index = sm90::thread_index() % kSideThreads + i * kSideThreads;
-      if (index >= step.count) continue;
-      const int64_t at = step.begin + index;
-      value[i] = load_float(p.matrix.values, p.matrix.value_type, at);
-      position[i] = p.matrix.positions[at];
-      before[i] = p.matrix.positions[index ? at - 1 : at];
-    }
+// The step's activations and the run's entries. Entries ascend by rows: each writes the starts of
+// the rows since the one before.
+WLIB_DEVICE void store_step(SparseSmem& s, const SparseMatmulParams& p, const TokenRows& x,
+                            int64_t token, const SparseStep& step) {
+  if (step.run == 0) s.x.copy(x, token, step.tile * kSparseTile);
+  const int side = sm90::thread_index() / kSideThreads;
+  const int own = sm90::thread_index() % kSideThreads;
+  if (step.count == 0 && own <= kSparseTile) s.starts[side][own] = 0;
+  WLIB_UNROLL
+  for (int i = 0; i < kThreadEntries; ++i) {
+    const int index = own + i * kSideThreads;
+    if (index >= step.count) continue;
+    const int64_t at = step.begin + index;
+    const int16_t position = p.matrix.positions[at];
+    const int row = row_of(position);
+    s.entries[side][index] = {load_float(p.matrix.values, p.matrix.value_type, at),
+                              TokenTile::where(column_of(position))};
+    const int next = index ? row_of(p.matrix.positions[at - 1]) + 1 : 0;
+    for (int r = next; r <= row; ++r) s.starts[side][r] = index;
+    if (index + 1 < step.count) continue;
+    for (int r = row + 1; r <= kSparseTile; ++r) s.starts[side][r] = step.count;
   }
-
-  // Entries ascend by rows: each writes the starts of the rows since the one before.
-  WLIB_DEVICE void store(SparseSmem<kType>& s, const TokenRows& x, int64_t token,
-                         const SparseStep& step) {
-    if (kAhead && step.run == 0) s.x.store(0, piece);
-    if (!kAhead && step.run == 0) s.x.copy(x, token, step.tile * kSparseTile);
-    const int side = sm90::thread_index() / kSideThreads;
-    const int own = sm90::thread_index() % kSideThreads;
-    if (step.count == 0 && own <= kSparseTile) s.starts[side][own] = 0;
-    WLIB_UNROLL
-    for (int i = 0; i < kThreadEntries; ++i) {
-      const int index = own + i * kSideThreads;
-      if (index >= step.count) continue;
-      const int row = row_of(position[i]);
-      s.entries[side][index] = {value[i], TokenTile<kType>::where(column_of(position[i]))};
-      for (int r = index ? row_of(before[i]) + 1 : 0; r <= row; ++r) s.starts[side][r] = index;
-      if (index + 1 < step.count) continue;
-      for (int r = row + 1; r <= kSparseTile; ++r) s.starts[side][r] = step.count;
-    }
-  }
-};
+}
 
 using SparseSums = float[kWarpRows][kLaneTokens];
 
 // Adds the step's products of the warp's rows, in the order of their columns.
-template <FloatType kType>
-WLIB_DEVICE void add_products(const SparseSmem<kType>& s, int side, int row, SparseSums& sums) {
+WLIB_DEVICE void add_products(const SparseSmem& s, int side, int row, SparseSums& sums) {
   const int lane = sm90::lane_index();
   int at = s.starts[side][row];
   WLIB_UNROLL
@@ -128,13 +103,12 @@ WLIB_DEVICE void add_products(const SparseSmem<kType>& s, int side, int row, Spa
       const SparseEntry entry = s.entries[side][at];
       const auto x = s.x.chunk[entry.where ^ lane];
       WLIB_UNROLL
-      for (int t = 0; t < kLaneTokens; ++t) sums[r][t] = fmaf(entry.value, x.token(t), sums[r][t]);
+      for (int t = 0; t < kLaneTokens; ++t) sums[r][t] = fmaf(entry.value, x.token[t], sums[r][t]);
     }
   }
 }
 
 // Adds bias and base to a lane's sums, rounds and stores them.
-template <FloatType kType>
 WLIB_DEVICE void finish_rows(const SparseMatmulParams& p, int rows, int64_t token, int row,
                              const SparseSums& sums) {
   WLIB_UNROLL
@@ -145,25 +119,25 @@ WLIB_DEVICE void finish_rows(const SparseMatmulParams& p, int rows, int64_t toke
       if (token + t >= p.tokens || count <= 0) continue;
       const int64_t at = (token + t) * rows + row + first;
       Run base{}, bias{};
-      if (p.base) load_run(p.base, kType, at, count, whole_runs(p.base, rows), base);
-      if (p.bias) load_run(p.bias, kType, row + first, count, whole_runs(p.bias, rows), bias);
+      if (p.base) load_run(p.base, FloatType::kFloat32, at, count, whole_runs(p.base, rows), base);
+      if (p.bias)
+        load_run(p.bias, FloatType::kFloat32, row + first, count, whole_runs(p.bias, rows), bias);
       uint32_t bits[kRun];
       WLIB_UNROLL
       for (int i = 0; i < kRun; ++i) {
         float value = sums[first + i][t];
-        if (p.bias) value += run_value(bias, kType, i);
-        if (p.base) value += run_value(base, kType, i);
-        bits[i] = from_float(kType, value);
+        if (p.bias) value += run_value(bias, FloatType::kFloat32, i);
+        if (p.base) value += run_value(base, FloatType::kFloat32, i);
+        bits[i] = from_float(FloatType::kFloat32, value);
       }
-      store_run(p.out, kType, at, count, whole_runs(p.out, rows), bits);
+      store_run(p.out, FloatType::kFloat32, at, count, whole_runs(p.out, rows), bits);
     }
   }
 }
 
-template <FloatType kType>
 WLIB_KERNEL(kTileThreads)
 sparse_matmul_kernel(WLIB_GRID_CONSTANT SparseMatmulParams p) {
-  auto& s = sm90::dynamic_smem<SparseSmem<kType>>();
+  auto& s = sm90::dynamic_smem<SparseSmem>();
   const int rows = p.transposed ? p.matrix.columns : p.matrix.rows;
   const TokenRows x{p.x, p.x_stride, p.tokens, p.transposed ? p.matrix.rows : p.matrix.columns};
   const int row_blocks = (rows + kOutRows - 1) / kOutRows;
@@ -174,21 +148,15 @@ sparse_matmul_kernel(WLIB_GRID_CONSTANT SparseMatmulParams p) {
     const int block = int(item % row_blocks);
     const int64_t token = item / row_blocks * kTileTokens;
     SparseSums sums = {};
-    SparseFetch<kType> fetch;
     SparseStep step{0, -1, 0, 0};
-    bool more = next_step(p, block * kSides, step);
-    if (fetch.kAhead && more) fetch.load(p, x, token, step);
-    while (more) {
+    while (next_step(p, block * kSides, step)) {
       sm90::block_sync();  // the last step's reads
-      if (!fetch.kAhead) fetch.load(p, x, token, step);
-      fetch.store(s, x, token, step);
+      store_step(s, p, x, token, step);
       sm90::block_sync();
-      more = next_step(p, block * kSides, step);
-      if (fetch.kAhead && more) fetch.load(p, x, token, step);
       add_products(s, side, row, sums);
     }
-    finish_rows<kType>(p, rows, token + sm90::lane_index() * kLaneTokens,
-                       block * kOutRows + side * kSparseTile + row, sums);
+    finish_rows(p, rows, token + sm90::lane_index() * kLaneTokens,
+                block * kOutRows + side * kSparseTile + row, sums);
   }
 }
 

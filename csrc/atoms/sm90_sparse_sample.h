@@ -16,17 +16,15 @@ constexpr int kWarpValues = 64;
 constexpr int kPassValues = kTileThreads / sm90::kWarpThreads * kWarpValues;
 constexpr int kGroup = 4;  // values whose places a warp reads together
 
-template <FloatType kType>
 struct SampleSmem {
-  TokenTile<kType> x, dy;
+  TokenTile x, dy;
   Quad places[kPassValues / kGroup];  // where(column) of x, where(row) of dy above it
 };
 
 using SampleSums = float[kWarpValues];
 
 // Adds the products of four tokens of the lane to the sums of the warp's `share` values.
-template <FloatType kType>
-WLIB_DEVICE void add_samples(const SampleSmem<kType>& s, int first, int share, SampleSums& sums) {
+WLIB_DEVICE void add_samples(const SampleSmem& s, int first, int share, SampleSums& sums) {
   const int lane = sm90::lane_index();
   WLIB_UNROLL
   for (int group = 0; group < kWarpValues / kGroup; ++group) {
@@ -38,7 +36,7 @@ WLIB_DEVICE void add_samples(const SampleSmem<kType>& s, int first, int share, S
       const auto dy = s.dy.chunk[places.word[i] >> 16 ^ lane];
       float& sum = sums[group * kGroup + i];
       WLIB_UNROLL
-      for (int t = 0; t < kLaneTokens; ++t) sum = fmaf(dy.token(t), x.token(t), sum);
+      for (int t = 0; t < kLaneTokens; ++t) sum = fmaf(dy.token[t], x.token[t], sum);
     }
   }
 }
@@ -64,9 +62,8 @@ WLIB_DEVICE float sum_over_lanes(SampleSums& sums, int first) {
 }
 
 // The sums of values first .. first + kPassValues - 1 of a tile over the tokens of a split.
-template <FloatType kType>
-WLIB_DEVICE void sample_pass(SampleSmem<kType>& s, const SampleParams& p, int64_t tile,
-                             int64_t split, int64_t begin, int count) {
+WLIB_DEVICE void sample_pass(SampleSmem& s, const SampleParams& p, int64_t tile, int64_t split,
+                             int64_t begin, int count) {
   const int row = int(tile / p.matrix.column_tiles()) * kSparseTile;
   const int column = int(tile % p.matrix.column_tiles()) * kSparseTile;
   const TokenRows dy{p.dy, p.dy_stride, p.tokens, p.matrix.rows};
@@ -75,17 +72,16 @@ WLIB_DEVICE void sample_pass(SampleSmem<kType>& s, const SampleParams& p, int64_
   for (int i = sm90::thread_index(); i < kPassValues; i += kTileThreads) {
     const int16_t position = i < count ? p.matrix.positions[begin + i] : int16_t(0);
     s.places[i / kGroup].word[i % kGroup] =
-        uint32_t(TokenTile<kType>::where(column_of(position)) |
-                 TokenTile<kType>::where(row_of(position)) << 16);
+        uint32_t(TokenTile::where(column_of(position)) | TokenTile::where(row_of(position)) << 16);
   }
   // Whole groups, as many for each warp; places beyond the last value are those of the first.
   constexpr int kStep = kPassValues / kWarpValues * kGroup;
   const int share = ((count < kPassValues ? count : kPassValues) + kStep - 1) / kStep * kGroup;
   const int first = sm90::warp_index() * share;
   SampleSums sums = {};
-  const int64_t last = split * kSampleTokens + kSampleTokens;
+  const int64_t last = (split + 1) * p.run();
   const int64_t end = last < p.tokens ? last : p.tokens;
-  for (int64_t token = split * kSampleTokens; token < end; token += kTileTokens) {
+  for (int64_t token = split * p.run(); token < end; token += kTileTokens) {
     sm90::block_sync();  // the last tokens' reads
     s.dy.copy(dy, token, row);
     s.x.copy(x, token, column);
@@ -104,10 +100,9 @@ WLIB_DEVICE void sample_pass(SampleSmem<kType>& s, const SampleParams& p, int64_
   }
 }
 
-template <FloatType kType>
 WLIB_KERNEL(kTileThreads)
 sparse_sample_kernel(WLIB_GRID_CONSTANT SampleParams p) {
-  auto& s = sm90::dynamic_smem<SampleSmem<kType>>();
+  auto& s = sm90::dynamic_smem<SampleSmem>();
   const int64_t tiles = p.matrix.tiles();
   for (int64_t item = sm90::block_index_x(); item < tiles * p.splits();
        item += sm90::grid_size_x()) {
@@ -121,11 +116,11 @@ constexpr int kSumThreads = 256;
 
 // Adds up the splits' partial sums.
 WLIB_KERNEL(kSumThreads) sparse_sum_kernel(WLIB_GRID_CONSTANT SampleParams p) {
+  const int64_t splits = p.splits();
   for (int64_t i = int64_t(sm90::block_index_x()) * kSumThreads + sm90::thread_index();
        i < p.matrix.count; i += int64_t(sm90::grid_size_x()) * kSumThreads) {
     float sum = p.partials[i];
-    for (int64_t split = 1; split < p.splits(); ++split)
-      sum += p.partials[split * p.matrix.count + i];
+    for (int64_t split = 1; split < splits; ++split) sum += p.partials[split * p.matrix.count + i];
     store_float(p.values, p.matrix.value_type, i, sum);
   }
 }

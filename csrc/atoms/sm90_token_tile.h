@@ -1,6 +1,6 @@
-// A tile of 128 tokens x 128 columns in shared memory, column by column: a warp reads a column with
-// four tokens per lane. Global memory holds tokens one after the other, so tiles are transposed on
-// their way through registers.
+// A tile of 128 float32 tokens x 128 columns in shared memory, column by column: a warp reads a
+// column with four tokens per lane. Global memory holds tokens one after the other, so tiles are
+// transposed on their way through registers.
 #pragma once
 
 #include <cmath>
@@ -13,29 +13,21 @@ namespace wlib::atoms {
 constexpr int kTileTokens = 128, kLaneTokens = 4;
 constexpr int kTileThreads = 512;  // of the CTAs that use these tiles
 
-// Rows of tokens in global memory, of one type.
+// Rows of float32 tokens in global memory.
 struct TokenRows {
   const void* data;
   int64_t stride, tokens;
   int columns;
 };
 
-template <FloatType kType>
 struct TokenTile {
-  static constexpr int kBytes = kType == FloatType::kFloat32 ? 4 : 2;
-  static constexpr int kPieceColumns = 16 / kBytes;
+  static constexpr int kPieceColumns = 4;
   static constexpr int kPiecesPerToken = kSparseTile / kPieceColumns;
   static constexpr int kPieces = kTileTokens / kLaneTokens * kPiecesPerToken / kTileThreads;
 
-  // A column's values for four tokens, two 16-bit ones in a word.
-  struct alignas(kLaneTokens* kBytes) Chunk {
-    uint32_t word[kBytes];
-    WLIB_DEVICE float token(int t) const {
-      if constexpr (kBytes == 4)
-        return to_float(kType, word[t]);
-      else
-        return to_float(kType, word[t / 2] >> t % 2 * 16 & 0xffff);
-    }
+  // A column's values for four tokens.
+  struct alignas(16) Chunk {
+    float token[kLaneTokens];
   };
   // 16 bytes of four tokens each.
   struct Piece {
@@ -50,49 +42,6 @@ struct TokenTile {
     return column * sm90::kWarpThreads + column / kPieceColumns;
   }
 
-  // The thread's piece number i of the tile at (token, column), zeros outside of the rows.
-  WLIB_DEVICE static void load(const TokenRows& rows, int64_t token, int column, int i,
-                               Piece& piece) {
-    const bool aligned =
-        rows.stride % kPieceColumns == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
-    const int index = sm90::thread_index() + i * kTileThreads;
-    const int64_t first = token + index / kPiecesPerToken * kLaneTokens;
-    const int at = column + index % kPiecesPerToken * kPieceColumns;
-    WLIB_UNROLL
-    for (int t = 0; t < kLaneTokens; ++t) {
-      Quad& to = piece.token[t];
-      to = {};
-      const int count = first + t < rows.tokens ? rows.columns - at : 0;
-      const int64_t from = (first + t) * rows.stride + at;
-      if (aligned && count >= kPieceColumns) {
-        to = *reinterpret_cast<const Quad*>(static_cast<const char*>(rows.data) + from * kBytes);
-        continue;
-      }
-      WLIB_UNROLL
-      for (int c = 0; c < kPieceColumns; ++c) {
-        const uint32_t bits = c < count ? load_bits(rows.data, kType, from + c) : 0;
-        to.word[c * kBytes / 4] |= bits << c * kBytes % 4 * 8;
-      }
-    }
-  }
-
-  WLIB_DEVICE void store(int i, const Piece& piece) {
-    const int index = sm90::thread_index() + i * kTileThreads;
-    const int lane = index / kPiecesPerToken, at = index % kPiecesPerToken * kPieceColumns;
-    WLIB_UNROLL
-    for (int c = 0; c < kPieceColumns; ++c) {
-      Chunk& to = chunk[where(at + c) ^ lane];
-      WLIB_UNROLL
-      for (int w = 0; w < kBytes; ++w) {
-        if constexpr (kBytes == 4)
-          to.word[w] = piece.token[w].word[c];
-        else
-          to.word[w] = (piece.token[2 * w].word[c / 2] >> c % 2 * 16 & 0xffff) |
-                       piece.token[2 * w + 1].word[c / 2] >> c % 2 * 16 << 16;
-      }
-    }
-  }
-
   // One piece after the other, which takes fewer registers than all at once.
   WLIB_DEVICE void copy(const TokenRows& rows, int64_t token, int column) {
     WLIB_NO_UNROLL
@@ -100,6 +49,40 @@ struct TokenTile {
       Piece piece;
       load(rows, token, column, i, piece);
       store(i, piece);
+    }
+  }
+
+ private:
+  // The thread's piece number i of the tile at (token, column), zeros outside of the rows.
+  WLIB_DEVICE static void load(const TokenRows& rows, int64_t token, int column, int i,
+                               Piece& piece) {
+    const bool aligned =
+        rows.stride % kPieceColumns == 0 && reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
+    const auto* data = static_cast<const uint32_t*>(rows.data);
+    const int index = sm90::thread_index() + i * kTileThreads;
+    const int64_t first = token + index / kPiecesPerToken * kLaneTokens;
+    const int at = column + index % kPiecesPerToken * kPieceColumns;
+    WLIB_UNROLL
+    for (int t = 0; t < kLaneTokens; ++t) {
+      const int count = first + t < rows.tokens ? rows.columns - at : 0;
+      const uint32_t* from = data + (first + t) * rows.stride + at;
+      if (aligned && count >= kPieceColumns) {
+        piece.token[t] = *reinterpret_cast<const Quad*>(from);
+        continue;
+      }
+      WLIB_UNROLL
+      for (int c = 0; c < kPieceColumns; ++c) piece.token[t].word[c] = c < count ? from[c] : 0;
+    }
+  }
+  WLIB_DEVICE void store(int i, const Piece& piece) {
+    const int index = sm90::thread_index() + i * kTileThreads;
+    const int lane = index / kPiecesPerToken, at = index % kPiecesPerToken * kPieceColumns;
+    WLIB_UNROLL
+    for (int c = 0; c < kPieceColumns; ++c) {
+      Chunk& to = chunk[where(at + c) ^ lane];
+      WLIB_UNROLL
+      for (int t = 0; t < kLaneTokens; ++t)
+        to.token[t] = __builtin_bit_cast(float, piece.token[t].word[c]);
     }
   }
 };

@@ -93,7 +93,8 @@ Tensor sparse_matmul(const Tensor& x, const Tensor& values, const Tensor& positi
 #ifdef WLIB_HAS_CUDA
   const int32_t device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  const std::vector<int64_t> size = {transposed ? p.matrix.count : 0};
+  const bool ordered_apart = transposed && p.type == FloatType::kFloat32;
+  const std::vector<int64_t> size = {ordered_apart ? p.matrix.count : 0};
   const Tensor ordered = new_empty(x, size, ScalarType::Float);
   const Tensor places = new_empty(x, size, ScalarType::Short);
   const char* error = sparse_matmul_cuda(p, static_cast<float*>(ordered.mutable_data_ptr()),

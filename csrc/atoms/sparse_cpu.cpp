@@ -60,10 +60,16 @@ void gather(const Rows& rows, int64_t token, int64_t column, int64_t columns, Ac
   });
 }
 
+// Rounded to the type of 16-bit activations, as the tensor cores take them.
 template <class Acc>
-std::vector<Acc> values_of(const TileSparse& m) {
+std::vector<Acc> values_of(const SparseMatmulParams& p) {
+  const TileSparse& m = p.matrix;
   std::vector<Acc> values(m.count);
   load(m.values, m.value_type, 0, m.count, values.data());
+  if (p.type == m.value_type || int4fp8::bytes_of(p.type) != 2) return values;
+  std::vector<uint16_t> rounded(m.count);
+  store(values.data(), rounded.data(), p.type, 0, m.count);
+  load(rounded.data(), p.type, 0, m.count, values.data());
   return values;
 }
 
@@ -106,7 +112,7 @@ void matmul_rows(const SparseMatmulParams& p, const Acc* values, int64_t token, 
 template <class Acc>
 void matmul(const SparseMatmulParams& p) {
   const TileSparse& m = p.matrix;
-  const std::vector<Acc> values = values_of<Acc>(m);
+  const std::vector<Acc> values = values_of<Acc>(p);
   const int64_t row_tiles = p.transposed ? m.column_tiles() : m.row_tiles();
   const int64_t columns = p.transposed ? m.row_tiles() : m.column_tiles();
   const Rows x{p.x, p.x_stride, p.tokens, p.transposed ? m.rows : m.columns, p.type};

@@ -6,8 +6,8 @@
 
 namespace wlib::atoms {
 
-// `values` and `positions` are a workspace for the transposed order, of the matrix's size, null
-// unless p.transposed.
+// `values` and `positions` are a workspace for the transposed order of float32 products, of the
+// matrix's size.
 const char* sparse_matmul_cuda(const SparseMatmulParams& p, float* values, int16_t* positions,
                                int device, void* stream);
 const char* sparse_sample_cuda(const SampleParams& p, int device, void* stream);

@@ -47,11 +47,12 @@ sim::Report run_planted(const std::string& name, bool bug, const sim::Options& o
 }
 
 sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool register_a,
-                  const sim::Options& o, bool half) {
+                  const sim::Options& o, bool half, bool mn_major) {
   const auto narrow = half ? MatrixType::kE4M3Half : MatrixType::kE4M3;
-  const auto type = a.itemsize() == 1         ? narrow
-                    : a.dtype().kind() == 'f' ? MatrixType::kF16
-                                              : MatrixType::kBF16;
+  const auto type = a.itemsize() == 1 ? narrow
+                    : a.dtype().kind() == 'f'
+                        ? (mn_major ? MatrixType::kF16Mn : MatrixType::kF16)
+                        : (mn_major ? MatrixType::kBF16Mn : MatrixType::kBF16);
   return run_wgmma(type, int(b.shape(0)), register_a, static_cast<const uint8_t*>(a.data()),
                    static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
 }
@@ -94,7 +95,8 @@ void bind_primitives(py::module_& m) {
   m.def("planted", &planted_names);
   m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
   m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
-        py::arg("register_a"), py::arg("options"), py::arg("half") = false);
+        py::arg("register_a"), py::arg("options"), py::arg("half") = false,
+        py::arg("mn_major") = false);
   m.def("mma", &mma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(), py::arg("options"));
   m.def("load_matrices", &load_matrices, py::arg("x").noconvert(), py::arg("out").noconvert(),
         py::arg("first"), py::arg("transposed"), py::arg("options"));

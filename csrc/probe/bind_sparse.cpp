@@ -78,8 +78,7 @@ sim::Report sparse_transpose(const py::array& values, const Positions& positions
                                           out_positions.mutable_data(), ctas, buffers, options);
 }
 
-// As the launcher does it: one kernel up to 2048 tokens, two above; findings of the first that has
-// any.
+// As the launcher does it: a second kernel if there are runs; findings of the first that has any.
 sim::Report sparse_sample(const py::array& dy, const py::array& x, const Positions& positions,
                           const Offsets& offsets, py::array out, int ctas,
                           const sim::Options& options) {

@@ -8,7 +8,7 @@
 
 namespace wlib::atoms {
 
-// `ctas` CTAs share the items of each kernel.
+// `ctas` CTAs, or pairs of them, share the items of each kernel.
 sim::Report simulate_sparse_matmul(const SparseMatmulParams& p, int ctas,
                                    const std::vector<sim::Buffer>& buffers,
                                    const sim::Options& options);

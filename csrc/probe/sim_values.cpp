@@ -20,12 +20,18 @@ sim::Buffer input(const void* data, size_t bytes, const char* name) {
   return {const_cast<void*>(data), bytes, name, false};
 }
 
-// Rows of 128 bytes as wgmma reads them. CuTe's atom counts bits; this makes it count elements.
-template <class Element, int kRows>
+// Rows of 128 bytes as wgmma reads them, along k or along the operand's rows: then in boxes, each
+// with all of k. CuTe's atom counts bits; this makes it count elements.
+template <class Element, int kRows, bool kMnMajor = false>
 auto swizzled_layout() {
-  using Columns = cute::Int<128 / sizeof(Element)>;
-  return cute::as_position_independent_swizzle_layout(cute::tile_to_shape(
-      cute::SM90::GMMA::Layout_K_SW128_Atom<Element>{}, cute::Shape<cute::Int<kRows>, Columns>{}));
+  namespace gmma = cute::SM90::GMMA;
+  const cute::Shape<cute::Int<kRows>, cute::Int<128 / sizeof(Element)>> shape;
+  if constexpr (kMnMajor)
+    return cute::as_position_independent_swizzle_layout(cute::tile_to_shape(
+        gmma::Layout_MN_SW128_Atom<Element>{}, shape, cute::Step<cute::_2, cute::_1>{}));
+  else
+    return cute::as_position_independent_swizzle_layout(
+        cute::tile_to_shape(gmma::Layout_K_SW128_Atom<Element>{}, shape));
 }
 
 struct WgmmaParams {
@@ -40,8 +46,9 @@ struct WgmmaSmem {
 };
 
 // Element as CuTe calls it and as its bits.
-template <class Element_, class Bits_, class Rs_, class Ss_, class Fragment_>
+template <class Element_, class Bits_, class Rs_, class Ss_, class Fragment_, bool kMn_ = false>
 struct WgmmaCase {
+  static constexpr bool kMnMajor = kMn_;
   using Element = Element_;
   using Bits = Bits_;
   using Rs = Rs_;
@@ -59,6 +66,9 @@ using BF16Case = WgmmaCase<cute::bfloat16_t, uint16_t, sm90::WgmmaBF16<64>::Rs,
                            sm90::WgmmaBF16<64>::Ss, cute::SM90::GMMA::ALayout_64x16>;
 using F16Case = WgmmaCase<cute::half_t, uint16_t, sm90::WgmmaF16<64>::Rs, sm90::WgmmaF16<64>::Ss,
                           cute::SM90::GMMA::ALayout_64x16>;
+// Of 256 columns, without register operands.
+template <class Element, class Op, bool kMnMajor>
+using WideCase = WgmmaCase<Element, uint16_t, Op, Op, cute::SM90::GMMA::ALayout_64x16, kMnMajor>;
 
 // This thread's A fragments of all k steps, placed by CuTe's layout.
 template <class C>
@@ -83,8 +93,8 @@ void wgmma_kernel(WgmmaParams p) {
   auto& s = sm90::dynamic_smem<WgmmaSmem<C::kN>>();
   const auto* a = reinterpret_cast<const Bits*>(p.a);
   const auto* b = reinterpret_cast<const Bits*>(p.b);
-  const auto at_a = swizzled_layout<typename C::Element, 64>();
-  const auto at_b = swizzled_layout<typename C::Element, C::kN>();
+  const auto at_a = swizzled_layout<typename C::Element, 64, C::kMnMajor>();
+  const auto at_b = swizzled_layout<typename C::Element, C::kN, C::kMnMajor>();
   for (int i = thread_index(); i < C::kN * kColumns; i += 128) {
     reinterpret_cast<Bits*>(s.b)[at_b(i / kColumns, i % kColumns)] = b[i];
   }
@@ -99,11 +109,15 @@ void wgmma_kernel(WgmmaParams p) {
   using Number = sm90::Accumulator<Op>;
   Number d[sm90::kAccumulators<Op>];
   load_fragments<C>(a, fragments);
-  const uint64_t tile_a = sm90::swizzled_tile_descriptor(s.a),
-                 tile_b = sm90::swizzled_tile_descriptor(s.b);
+  const auto descriptor = [](const uint8_t* tile) {
+    return C::kMnMajor ? sm90::mn_major_tile_descriptor(tile, 64 * 128)
+                       : sm90::swizzled_tile_descriptor(tile);
+  };
+  const uint64_t tile_a = descriptor(s.a), tile_b = descriptor(s.b);
   sm90::wgmma_fence();
   for (int step = 0; step < 4; ++step) {
-    const uint64_t advance = step * sm90::kDescriptorKStep;
+    const uint64_t advance =
+        step * (C::kMnMajor ? sm90::kMnDescriptorKStep : sm90::kDescriptorKStep);
     if constexpr (kRegisterA)
       sm90::wgmma<typename C::Rs>(d, fragments[step], tile_b + advance, step != 0);
     else
@@ -139,6 +153,21 @@ sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a,
   const WgmmaParams p{a, b, d};
   if (type == MatrixType::kBF16 && n == 64) return run_case<BF16Case>(register_a, p, options);
   if (type == MatrixType::kF16 && n == 64) return run_case<F16Case>(register_a, p, options);
+  if (n == 256 && !register_a) {
+    using BF16 = sm90::WgmmaBF16<256>;
+    using F16 = sm90::WgmmaF16<256>;
+    switch (type) {
+      case MatrixType::kBF16:
+        return run_case<WideCase<cute::bfloat16_t, BF16::Ss, false>>(false, p, options);
+      case MatrixType::kBF16Mn:
+        return run_case<WideCase<cute::bfloat16_t, BF16::SsMn, true>>(false, p, options);
+      case MatrixType::kF16:
+        return run_case<WideCase<cute::half_t, F16::Ss, false>>(false, p, options);
+      case MatrixType::kF16Mn:
+        return run_case<WideCase<cute::half_t, F16::SsMn, true>>(false, p, options);
+      default: break;
+    }
+  }
   if (type == MatrixType::kE4M3Half && n == 64 && !register_a)
     return run_case<HalfCase>(false, p, options);
   if (type == MatrixType::kE4M3) {

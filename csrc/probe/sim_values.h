@@ -5,7 +5,8 @@
 
 namespace wlib::probe {
 
-enum class MatrixType { kE4M3, kE4M3Half, kBF16, kF16 };  // Half: FP16 accumulators
+// Half: FP16 accumulators; Mn: rows of shared memory are rows of k.
+enum class MatrixType { kE4M3, kE4M3Half, kBF16, kBF16Mn, kF16, kF16Mn };
 
 // d[64, n] = a[64, k] * b[n, k]^T for k = 128 bytes; operands placed by CuTe's layouts.
 sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a, const uint8_t* b,

@@ -284,7 +284,8 @@ def sparse_lowrank_linear(
             contiguous.
         b: B [N, r] of the dtype of x.
         a: A [r, K] of the dtype of x.
-        values: [values] of S, any of these dtypes; float64 goes with float64.
+        values: [values] of S, any of these dtypes; float64 goes with float64, and 16-bit x rounds
+            them to its dtype.
         support: of S, [N, K]; or SLTrain's own flat indices n * K + k, int64 [values], which are
             sorted in every call: make a `SparseSupport` of them once.
         scale: of the product B A; in SLTrain alpha / r.

@@ -41,12 +41,12 @@ FP4_MATMULS = (
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
-def sparse_is_right(m: int, n: int, k: int, device: str) -> bool:
+def sparse_is_right(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> bool:
     """Whether all products of a sparse matrix are those of the CPU."""
     support = wlib.sparse_support(n, k, 0.05)
     draw = torch.Generator().manual_seed(k)
     sizes = ((m, k), (m, n), (support.count,))
-    x, dy, values = (torch.randint(-1, 2, s, generator=draw).float() for s in sizes)
+    x, dy, values = (torch.randint(-1, 2, s, generator=draw).to(dtype) for s in sizes)
     results = []
     for where in ("cpu", device):
         places = [t.to(where) for t in (support.positions, support.offsets)]
@@ -233,7 +233,9 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
         m, n, k, group_size, _ = case
         yield f"int4fp8 M={m} N={n} K={k} G={group_size}", partial(int4fp8_is_right, case)
     for m, n, k in SPARSE_CASES:
-        yield f"sparse M={m} N={n} K={k}", partial(sparse_is_right, m, n, k)
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"sparse M={m} N={n} K={k} {dtype}"
+            yield name, partial(sparse_is_right, m, n, k, dtype)
     for m, s, n, k in LINEAR_CASES:
         yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
     for name, arguments in FP4_CASES.items():

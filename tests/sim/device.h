@@ -64,6 +64,7 @@ enum class Element : uint8_t { kE4M3, kE5M2, kBF16, kF16 };
 struct WgmmaShape {  // m64 n{n} k{32 bytes}, derived from CuTe's MMA_Traits
   int n, k, d_regs;
   bool a_in_registers;
+  bool mn_major;            // both operands in shared memory; else K-major
   Element a, b;             // both of one size
   bool half_d;              // two FP16 numbers in each of d_regs, else one FP32 number
   const uint16_t* a_coord;  // [128][values of A per thread] -> m + 64 * k   (register A only)

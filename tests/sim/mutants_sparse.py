@@ -8,6 +8,9 @@ TILE = "csrc/atoms/sm90_token_tile.h"
 MATMUL = "csrc/atoms/sm90_sparse_matmul.h"
 TRANSPOSE = "csrc/atoms/sm90_sparse_transpose.h"
 SAMPLE = "csrc/atoms/sm90_sparse_sample.h"
+BOXES = "csrc/atoms/sm90_token_boxes.h"
+MATMUL_MMA = "csrc/atoms/sm90_sparse_matmul_mma.h"
+SAMPLE_MMA = "csrc/atoms/sm90_sparse_sample_mma.h"
 SYNC = "sm90::block_sync();"
 
 
@@ -23,8 +26,8 @@ _TILE_MUTANTS = [
         "columns beyond the last loaded",
         "global-bounds",
         TILE,
-        "c < count ? load_bits",
-        "true ? load_bits",
+        "c < count ? from[c]",
+        "true ? from[c]",
     ),
     mutant(
         "pieces without whole columns loaded at once",
@@ -33,7 +36,6 @@ _TILE_MUTANTS = [
         "aligned && count >= kPieceColumns",
         "aligned && count > 0",
     ),
-    mutant("tokens of a word swapped", "numerics", TILE, "token[2 * w + 1]", "token[2 * w]"),
     mutant("chunks not apart", "smem-race", TILE, "where(at + c) ^ lane", "where(at + c) + lane"),
 ]
 _MATMUL_MUTANTS = [
@@ -55,7 +57,7 @@ _MATMUL_MUTANTS = [
         "starts of rows without entries missing",
         "smem-uninitialised",
         MATMUL,
-        "int r = index ? row_of(before[i]) + 1 : 0;",
+        "int r = next;",
         "int r = row;",
     ),
     mutant(
@@ -95,18 +97,22 @@ _MATMUL_MUTANTS = [
     ),
     mutant("every run of a tile its first", "numerics", MATMUL, "offset[0] + first", "offset[0]"),
     mutant(
-        "activations of the first tile column fetched ahead",
+        "activations of the first tile column",
         "numerics",
         MATMUL,
-        "load(x, token, step.tile * kSparseTile, 0, piece)",
-        "load(x, token, 0, 0, piece)",
+        "copy(x, token, step.tile * kSparseTile)",
+        "copy(x, token, 0)",
     ),
     mutant(
         "tokens beyond the last stored", "global-bounds", MATMUL, "token + t >= p.tokens ||", ""
     ),
     mutant("rows beyond the last stored", "global-bounds", MATMUL, " || count <= 0", ""),
     mutant(
-        "bias of the tile's first rows", "numerics", MATMUL, "kType, row + first,", "kType, first,"
+        "bias of the tile's first rows",
+        "numerics",
+        MATMUL,
+        "FloatType::kFloat32, row + first,",
+        "FloatType::kFloat32, first,",
     ),
 ]
 _TRANSPOSE_MUTANTS = [
@@ -182,8 +188,8 @@ _SAMPLE_MUTANTS = [
         "a split left out",
         "numerics",
         SAMPLE,
-        "split = 1; split < p.splits()",
-        "split = 2; split < p.splits()",
+        "split = 1; split < splits",
+        "split = 2; split < splits",
     ),
     mutant(
         "halves of the lanes swapped once",
@@ -193,4 +199,168 @@ _SAMPLE_MUTANTS = [
         "upper ? low : high",
     ),
 ]
-MUTANTS = [*_TILE_MUTANTS, *_MATMUL_MUTANTS, *_TRANSPOSE_MUTANTS, *_SAMPLE_MUTANTS]
+_BOX_MUTANTS = [
+    mutant(
+        "tokens beyond the last copied", "global-bounds", BOXES, "token + row < from.tokens", "true"
+    ),
+    mutant("rows at odd addresses mapped", "bulk-copy", BOXES, "stride % 8 == 0 && ", ""),
+    mutant(
+        "copies not expected", "smem-race-copy", BOXES, "from.mapped ? kBoxes * kBoxBytes : 0", "0"
+    ),
+]
+_MATMUL_MMA_MUTANTS = [
+    mutant("zeros missing", "smem-uninitialised", MATMUL_MMA, "w[i] = {};", ""),
+    mutant(
+        "zeros not fenced",
+        "proxy-fence",
+        MATMUL_MMA,
+        "sm90::fence_proxy_async();  // zeros are for wgmma",
+        "",
+    ),
+    mutant(
+        "values not fenced",
+        "proxy-fence",
+        MATMUL_MMA,
+        "sm90::fence_proxy_async();  // what this thread wrote is for wgmma",
+        "",
+    ),
+    mutant(
+        "stage filled before it is read",
+        "smem-overwrite-wgmma",
+        MATMUL_MMA,
+        "s.ring.wait_empty(at);",
+        "",
+    ),
+    mutant(
+        "values stay in the stage",
+        "numerics",
+        MATMUL_MMA,
+        "taken.store(s.w[at.stage], old, 0);",
+        "",
+    ),
+    mutant(
+        "values taken out by others after new ones came",
+        "smem-race",
+        MATMUL_MMA,
+        "sm90::barrier_sync(kProducerBarrier, sm90::kWarpgroupThreads);",
+        "",
+    ),
+    mutant(
+        "more values than are fetched ahead stay",
+        "numerics",
+        MATMUL_MMA,
+        "store_rest<kType>(s.w[at.stage], old, false);",
+        "",
+    ),
+    mutant("stage read before it is full", "smem-race", MATMUL_MMA, "s.ring.wait_full(at);", ""),
+    mutant(
+        "stage released before the products are made",
+        "smem-overwrite-wgmma",
+        MATMUL_MMA,
+        "sm90::wgmma_wait<0>(sums);\n      s.ring.release(at);",
+        "s.ring.release(at);\n      sm90::wgmma_wait<0>(sums);",
+    ),
+    mutant(
+        "tokens beyond the last one stored",
+        "global-bounds",
+        MATMUL_MMA,
+        "if (token >= p.x.tokens) continue;",
+        "",
+    ),
+]
+_SAMPLE_MMA_MUTANTS = [
+    mutant(
+        "stage filled before it is read by the sample's products",
+        "smem-overwrite-wgmma",
+        SAMPLE_MMA,
+        "s.ring.wait_empty<kPair>(at);",
+        "",
+    ),
+    mutant(
+        "copied tokens not fenced",
+        "proxy-fence",
+        SAMPLE_MMA,
+        "sm90::fence_proxy_async();  // what this thread wrote is for wgmma",
+        "",
+    ),
+    mutant(
+        "stage of tokens read before it is full",
+        "smem-race-copy",
+        SAMPLE_MMA,
+        "s.ring.wait_full(at);",
+        "",
+    ),
+    mutant(
+        "stage of tokens released before the products are made",
+        "smem-overwrite-wgmma",
+        SAMPLE_MMA,
+        "sm90::wgmma_wait<0>(sums);\n      s.ring.release<kPair>(at);",
+        "s.ring.release<kPair>(at);\n      sm90::wgmma_wait<0>(sums);",
+    ),
+    mutant(
+        "sums overwritten before all have read them",
+        "smem-race",
+        SAMPLE_MMA,
+        "sm90::barrier_sync(barrier, sm90::kWarpgroupThreads);  // the last part's reads",
+        "",
+    ),
+    mutant(
+        "sums read before all are there",
+        "smem-race",
+        SAMPLE_MMA,
+        "    sm90::barrier_sync(barrier, sm90::kWarpgroupThreads);\n    const int column_tile",
+        "    const int column_tile",
+    ),
+    mutant(
+        "tiles beyond the last column asked for",
+        "global-bounds",
+        SAMPLE_MMA,
+        "column_tile >= tiles || ",
+        "",
+    ),
+    mutant("samples beyond the last stored", "global-bounds", SAMPLE_MMA, "index >= count || ", ""),
+    mutant(
+        "rows beyond the last of an odd tile asked for",
+        "global-bounds",
+        SAMPLE_MMA,
+        " || item.row_tile >= p.sample.matrix.row_tiles()",
+        "",
+    ),
+    mutant(
+        "stage shared before the peer has read it",
+        "smem-race-copy",
+        SAMPLE_MMA,
+        "s.ring.wait_empty<kPair>(at);",
+        "s.ring.wait_empty(at);",
+        "s.ring.release<kPair>(at);",
+        "s.ring.release(at);",
+        "s.ring.init(kPair * kMmaReaders",
+        "s.ring.init(kMmaReaders",
+    ),
+    mutant(
+        "a CTA ends while its peer arrives there",
+        "exit",
+        SAMPLE_MMA,
+        "sm90::cluster_sync();  // the peer may still write and arrive here",
+        "",
+    ),
+    mutant(
+        "both CTAs fetch the same half",
+        "smem-uninitialised",
+        BOXES,
+        "rank * (kBoxes / 2) + i",
+        "i",
+    ),
+    mutant(
+        "runs in one place", "global-race", SAMPLE_MMA, "[split * p.matrix.count + begin", "[begin"
+    ),
+]
+MUTANTS = [
+    *_TILE_MUTANTS,
+    *_MATMUL_MUTANTS,
+    *_TRANSPOSE_MUTANTS,
+    *_SAMPLE_MUTANTS,
+    *_BOX_MUTANTS,
+    *_MATMUL_MMA_MUTANTS,
+    *_SAMPLE_MMA_MUTANTS,
+]

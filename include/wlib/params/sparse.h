@@ -8,7 +8,6 @@ namespace wlib::atoms {
 
 constexpr int kSparseTile = 128;  // rows and columns of a tile
 constexpr int kPositions = kSparseTile * kSparseTile;
-constexpr int64_t kSampleTokens = 2048;  // whose products the CUDA kernel sums in one go
 
 // A matrix [rows, columns] with values at few places. Tiles count row by row of tiles; a tile's
 // values stand in the order of their positions, row * 128 + column within the tile, which ascend.
@@ -47,12 +46,20 @@ struct SampleParams {
   const void* dy;     // [tokens, rows] of type, unit stride along rows
   const void* x;      // [tokens, columns] of type, unit stride along columns
   void* values;       // [count] of matrix.value_type
-  float* partials;    // CUDA, if there are more than kSampleTokens: [splits, count]
+  float* partials;    // CUDA, if there is more than one run: [splits, count]
   int64_t tokens, dy_stride, x_stride;
   FloatType type;
-  constexpr int64_t splits() const {
-    return tokens == 0 ? 1 : (tokens + kSampleTokens - 1) / kSampleTokens;
+  // Tokens whose products the CUDA kernels sum in one go; of 16-bit ones so many that about 64
+  // pairs of CTAs have some.
+  constexpr int64_t run() const {
+    if (type == FloatType::kFloat32) return 2048;
+    const int64_t blocks =
+        int64_t((matrix.row_tiles() + 1) / 2) * ((matrix.column_tiles() + 1) / 2);
+    const int64_t splits = (blocks + 63) / blocks;
+    const int64_t even = ((tokens + splits - 1) / splits + 63) / 64 * 64;
+    return even < 1024 ? 1024 : even;
   }
+  constexpr int64_t splits() const { return tokens == 0 ? 1 : (tokens + run() - 1) / run(); }
 };
 
 }  // namespace wlib::atoms
