@@ -183,18 +183,27 @@ void check_contents(const Checker& check, const AttentionParams& p) {
 }
 
 #ifdef WLIB_HAS_CUDA
-// The kernel moves 16 bytes at a time and counts keys in 32 bits.
+// The kernels move 16 bytes at a time, or 4 of a cache with a row per token, and count keys in 32
+// bits.
 void check_for_cuda(const Checker& check, const AttentionParams& p) {
-  if (p.token_rows) check.no_kernel("a cache of rows on cuda (rows: cpu)");
-  const std::pair<const void*, const char*> wide[] = {{p.q, "q"},
-                                                      {p.k_cache, "k_cache"},
-                                                      {p.v_cache, "v_cache"},
-                                                      {p.k_scale, "k_scale"},
-                                                      {p.v_scale, "v_scale"},
-                                                      {p.k_new, "k_new"},
-                                                      {p.v_new, "v_new"}};
-  for (const auto& [pointer, name] : wide) check.aligned(pointer, name, 16);
-  check.require(p.max_blocks * int4kv::kBlockTokens + p.max_queries < INT32_MAX, "page_table",
+  const std::pair<const void*, const char*> operands[] = {
+      {p.q, "q"}, {p.k_new, "k_new"}, {p.v_new, "v_new"}};
+  for (const auto& [pointer, name] : operands) check.aligned(pointer, name, 16);
+  const std::tuple<const void*, const char*, const RowStrides&> cache[] = {
+      {p.k_cache, "k_cache", p.k_rows},
+      {p.v_cache, "v_cache", p.v_rows},
+      {p.k_scale, "k_scale", p.k_scale_rows},
+      {p.v_scale, "v_scale", p.v_scale_rows}};
+  for (const auto& [pointer, name, rows] : cache) {
+    check.aligned(pointer, name, p.token_rows ? 4 : 16);
+    check.require((rows.block | rows.token | rows.head) % 4 == 0, name,
+                  [&] { return std::string(name) + " with rows at multiples of 4 bytes"; },
+                  [&] {
+                    const int64_t strides[] = {rows.block, rows.token, rows.head};
+                    return "rows " + shape_text(strides) + " bytes apart";
+                  });
+  }
+  check.require(p.max_blocks * p.block_tokens + p.max_queries < INT32_MAX, "page_table",
                 "a page table of fewer than 2^31 tokens per sequence", p.max_blocks);
 }
 

@@ -16,6 +16,7 @@ namespace wlib::int4tokens {
 
 constexpr uint32_t kZeroBits = 15;
 constexpr uint32_t kNibbles = 0x0f0f0f0fu, kSigns = 0x80808080u;
+constexpr uint32_t kEveryByte = 0x01010101u;
 
 WLIB_HOST_DEVICE constexpr int load_code(const uint8_t* row, int channel) {
   return row[channel / 2] >> channel % 2 * 4 & 15;
@@ -25,6 +26,15 @@ WLIB_HOST_DEVICE constexpr uint32_t zero_point(float scale) {
 }
 WLIB_HOST_DEVICE constexpr float scale_of_row(float scale) {
   return std::bit_cast<float>(std::bit_cast<uint32_t>(scale) & ~kZeroBits);
+}
+
+// Four codes and four zero points, a byte each -> the E4M3 bytes of their differences. A byte of
+// 0x80 + code - zero neither borrows nor carries; its top bit tells the sign.
+WLIB_HOST_DEVICE constexpr uint32_t subtract_zeros(uint32_t codes, uint32_t zeros) {
+  const uint32_t shifted = codes + (kSigns - zeros), negative = ~shifted & kSigns,
+                 ones = negative >> 7;
+  const uint32_t flip = negative - ones;  // 0x7f where negative
+  return ((shifted ^ flip) & ~kSigns) + ones + negative;
 }
 
 }  // namespace wlib::int4tokens
