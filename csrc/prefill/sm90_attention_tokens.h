@@ -51,27 +51,24 @@ WLIB_DEVICE uint32_t odd_bytes(uint32_t codes, const TokenRow& row) {
   return int4tokens::subtract_zeros(codes >> 4 & int4tokens::kNibbles, row.zeros);
 }
 
-// Neighbouring threads take neighbouring words of a row, some at a time so that their loads are in
-// flight together.
+// Neighbouring threads take neighbouring words of a row; each stays with its words' columns, some
+// rows at a time so that their loads are in flight together.
 template <class C>
 WLIB_DEVICE void expand_key_rows(const TokenRow (&rows)[kKeys], uint8_t* tile, int first_column) {
-  constexpr int kWords = C::kHeadDim / 8, kAtOnce = 4;
+  constexpr int kWords = C::kHeadDim / 8, kApart = sm90::kWarpgroupThreads / kWords, kAtOnce = 4;
+  const int word = sm90::thread_in_warpgroup() % kWords;
   WLIB_NO_UNROLL
-  for (int first = sm90::thread_in_warpgroup(); first < kKeys * kWords;
-       first += kAtOnce * sm90::kWarpgroupThreads) {
+  for (int first = sm90::thread_in_warpgroup() / kWords; first < kKeys; first += kAtOnce * kApart) {
     uint32_t codes[kAtOnce];
     WLIB_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int item = first + i * sm90::kWarpgroupThreads;
-      codes[i] = load_codes(rows[item / kWords], item % kWords);
-    }
+    for (int i = 0; i < kAtOnce; ++i) codes[i] = load_codes(rows[first + i * kApart], word);
     WLIB_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
-      const int item = first + i * sm90::kWarpgroupThreads, key = item / kWords;
+      const int key = first + i * kApart;
       const uint32_t even = even_bytes(codes[i], rows[key]), odd = odd_bytes(codes[i], rows[key]);
-      const int column = first_column + item % kWords * 8;
-      *reinterpret_cast<uint2*>(tile + swizzled(key, column, kKeys)) = {
-          sm90::permute_bytes(even, odd, 0x5140), sm90::permute_bytes(even, odd, 0x7362)};
+      auto* to = tile + swizzled(key, first_column + word * 8, kKeys);
+      *reinterpret_cast<uint2*>(to) = {sm90::permute_bytes(even, odd, 0x5140),
+                                       sm90::permute_bytes(even, odd, 0x7362)};
     }
   }
 }

@@ -80,8 +80,8 @@ MUTANTS = [
         "odd channels of a key before even ones",
         "numerics",
         TOKENS,
-        "sm90::permute_bytes(even, odd, 0x5140), sm90::permute_bytes(even, odd, 0x7362)};",
-        "sm90::permute_bytes(odd, even, 0x5140), sm90::permute_bytes(odd, even, 0x7362)};",
+        "permute_bytes(even, odd, 0x5140)",
+        "permute_bytes(odd, even, 0x5140)",
     ),
     mutant(
         "channels of values in the order of their halves",
