@@ -131,8 +131,9 @@ def _simulated_int4fp8() -> Iterator[str]:
 
 
 def _simulated_prefill() -> Iterator[str]:
-    for dim, half in wlib_probe.attention_instances():
-        yield f"attention_kernel<AttentionConfig<{dim}, {str(half).lower()}>>"
+    for dim, half, rows in wlib_probe.attention_instances():
+        values = f"{dim}, {str(half).lower()}, {str(rows).lower()}"
+        yield f"attention_kernel<AttentionConfig<{values}>>"
     yield "combine_kernel"
     types = ("__half", "__nv_bfloat16", "float")
     for kernel in ("append", "quantize_queries"):

@@ -26,6 +26,7 @@ from .quantizer import (
 )
 from .sparse import SparseSupport, sparse_lowrank_linear, sparse_support
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
+from .vllm_cache import VllmInt4Cache
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PackedInt4Experts",
     "PackedInt4Weight",
     "SparseSupport",
+    "VllmInt4Cache",
     "atoms_from_layers",
     "atoms_linear",
     "atoms_reconstruct",

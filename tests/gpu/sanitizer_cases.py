@@ -162,6 +162,36 @@ def attention_is_right(dim: int, splits: int, half: bool, device: str) -> bool:
     return float(error) <= (0 if splits == 1 else 1e-5)
 
 
+def rows_are_right(dim: int, half: bool, device: str) -> bool:
+    """Zeros for queries: the mean of values that are integers, by rows that end with the memory."""
+    whole = torch.full((8, 2, 16, dim + 8), 255, dtype=torch.uint8)
+    kv = wlib.VllmInt4Cache.from_vllm(whole)
+    draw = torch.Generator().manual_seed(dim)
+    for codes, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale)):
+        codes[:] = torch.randint(0, 256, codes.shape, generator=draw, dtype=torch.uint8)
+        scales[:] = (torch.ones(()).view(torch.int32) | 7).view(torch.float32)
+
+    def run(device: str) -> torch.Tensor:
+        out = wlib.attention_prefill(
+            torch.zeros(70, 2, dim, device=device).to(torch.float8_e4m3fn),
+            wlib.VllmInt4Cache.from_vllm(whole.to(device)),
+            q_scale=torch.ones(70, 2, device=device),
+            cu_seqlens_q=torch.tensor([0, 70], dtype=torch.int32, device=device),
+            max_seqlen_q=70,
+            seqused_k=torch.tensor([128], dtype=torch.int32, device=device),
+            page_table=torch.arange(8, dtype=torch.int32, device=device)[None],
+            allow_fp16_scores=half,
+            causal=False,
+            num_splits=1,
+            out_dtype=torch.float32,
+            return_lse=False,
+        )
+        assert isinstance(out, torch.Tensor)
+        return out.cpu()
+
+    return torch.equal(run(device), run("cpu"))
+
+
 def cache_is_right(dim: int, device: str) -> bool:
     """Tokens written in two calls, some of them skipped, and queries: the CPU's bits."""
     draw = torch.Generator().manual_seed(dim)
@@ -249,6 +279,8 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
     ):
         title = f"attention D={dim} splits={splits} half={half}"
         yield title, partial(attention_is_right, dim, splits, half)
+    for dim, half in ((64, False), (128, True), (256, False)):
+        yield f"attention over rows D={dim} half={half}", partial(rows_are_right, dim, half)
     for dim in (64, 128, 256):
         yield f"cache D={dim}", partial(cache_is_right, dim)
     yield "atoms", atoms_are_right

@@ -253,8 +253,8 @@ _NUMERICS = [
         "new keys one token late",
         "global-bounds",
         EXPAND,
-        "p.starts[walk.item.sequence] + tile.first - walk.item.cached;",
-        "p.starts[walk.item.sequence] + tile.first - walk.item.cached + 1;",
+        "p.starts[item.sequence] + tile.first - item.cached;",
+        "p.starts[item.sequence] + tile.first - item.cached + 1;",
     ),
     mutant(
         "odd stages in the columns of even ones",
