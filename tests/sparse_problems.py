@@ -11,7 +11,7 @@ import torch
 import wlib
 from rebuild_problems import as_float, as_type, poison
 from sim_problems import Array, probe, without_signed_zero
-from wlib.reference import sparse as reference
+from wlib.reference import sparse_lowrank as reference
 
 
 def matrix_of(values: Array, support: wlib.SparseSupport) -> Array:

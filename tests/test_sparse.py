@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import wlib
 from wlib.nn import SparseLowRankLinear
-from wlib.reference import sparse as reference
+from wlib.reference import sparse_lowrank as reference
 from wlib.reference.atoms import F32_EPS, Reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

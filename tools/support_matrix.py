@@ -141,27 +141,33 @@ def _simulated_prefill() -> Iterator[str]:
 
 
 def _simulated_atoms() -> Iterator[str]:
-    products = ("FusedProducts", "TensorProducts")
-    yield from (f"rebuild_kernel<{p}, {capacity}>" for p in products for capacity in (8, 272))
-    yield from (
-        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
-    )
     flags = ("false", "true")
     yield from (f"reconstruct_kernel<{resident}>" for resident in flags)
     yield from (f"backward_kernel<{resident}, {update}>" for resident in flags for update in flags)
     yield "finish_kernel"
     tables = ("96, 8", "3072, 384")
     yield from (f"combine_kernel<{r}, CombineTable<{table}>>" for r in flags for table in tables)
-    for kernel in ("sparse_matmul", "sparse_sample"):
-        yield f"{kernel}_kernel"
-        yield from (f"{kernel}_mma_kernel<(FloatType){i}>" for i in (1, 2))
-    yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
     yield from (
         f"linear_kernel<LinearConfig<(FloatType){i}, (LinearAtoms){a}>>"
         for i in (1, 2)
         for a in range(3)
     )
     yield "linear_sum_kernel"
+
+
+def _simulated_rebuild() -> Iterator[str]:
+    products = ("FusedProducts", "TensorProducts")
+    yield from (f"rebuild_kernel<{p}, {capacity}>" for p in products for capacity in (8, 272))
+    yield from (
+        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
+    )
+
+
+def _simulated_sparse_lowrank() -> Iterator[str]:
+    for kernel in ("sparse_matmul", "sparse_sample"):
+        yield f"{kernel}_kernel"
+        yield from (f"{kernel}_mma_kernel<(FloatType){i}>" for i in (1, 2))
+    yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
 
 
 def _simulated_fp4() -> Iterator[str]:
@@ -182,6 +188,8 @@ SIMULATED = {
     "fp4": _simulated_fp4,
     "prefill": _simulated_prefill,
     "atoms": _simulated_atoms,
+    "rebuild": _simulated_rebuild,
+    "sparse_lowrank": _simulated_sparse_lowrank,
 }
 
 

@@ -178,7 +178,7 @@ void check_for_cuda(const Checker& check, const LinearParams& p) {
 
 WeightSum::WeightSum(const LinearParams& p, void* weight, FloatType type)
     : atoms_(p.num_atoms), weight_(weight) {
-  const int64_t bytes = p.rows * p.columns * int64_t(int4fp8::bytes_of(p.atom_type));
+  const int64_t bytes = p.rows * p.columns * int64_t(bytes_of(p.atom_type));
   for (int64_t s = 0; s < p.num_atoms; ++s)
     atoms_[s] = static_cast<const char*>(p.atoms) + s * bytes;
   params.atom = atoms_.data();

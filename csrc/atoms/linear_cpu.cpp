@@ -8,7 +8,7 @@
 
 #include "atoms/cpu.h"
 #include "atoms/linear.h"
-#include "atoms/types.h"
+#include "torch/cpu_types.h"
 #include "torch/empty.h"
 #include "torch/matmul.h"
 #include "wlib/layout/int4_tile.h"

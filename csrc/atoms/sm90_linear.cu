@@ -2,7 +2,7 @@
 
 #include "atoms/linear_cuda.h"
 #include "atoms/sm90_linear.h"
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::atoms {
@@ -27,7 +27,7 @@ int64_t linear_partials(const LinearParams& p) {
 }
 
 const char* linear_cuda(const LinearParams& p, float* partials, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   const auto on = static_cast<cudaStream_t>(stream);
   LinearKernelParams params;
   if (!make_linear_params(p, partials, &params)) return "cuTensorMapEncodeTiled failed";

@@ -201,8 +201,8 @@ linear_sum_kernel(WLIB_GRID_CONSTANT LinearSumParams p) {
        i < p.outputs; i += int64_t(sm90::grid_size_x()) * kLinearSumThreads) {
     float sum = p.partials[i];
     for (int part = 1; part < p.parts; ++part) sum += p.partials[part * p.outputs + i];
-    if (p.bias) sum += load_float(p.bias, p.type, i % p.rows);
-    store_float(p.out, p.type, i, sum);
+    if (p.bias) sum += sm90::load_float(p.bias, p.type, i % p.rows);
+    sm90::store_float(p.out, p.type, i, sum);
   }
 }
 

@@ -48,7 +48,7 @@ inline LinearPlan linear_plan(const LinearParams& p) {
 // False if the driver refuses a tensor map.
 inline bool make_linear_params(const LinearParams& p, float* partials, LinearKernelParams* to) {
   const auto tiles = [&](const void* base, FloatType type, int64_t rows, int box_rows) {
-    const auto bytes = uint32_t(int4fp8::bytes_of(type));
+    const auto bytes = uint32_t(bytes_of(type));
     sm90::MatrixTiles tiles{};
     tiles.base = base;
     tiles.rows = uint64_t(rows);

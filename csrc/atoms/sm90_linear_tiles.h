@@ -6,10 +6,10 @@
 #include <type_traits>
 
 #include "atoms/sm90_linear_params.h"
-#include "atoms/sm90_runs.h"
 #include "wlib/layout/int4_tile.h"
 #include "wlib/sm90/convert.h"
 #include "wlib/sm90/ring.h"
+#include "wlib/sm90/runs.h"
 #include "wlib/sm90/wgmma.h"
 
 namespace wlib::atoms {
@@ -101,7 +101,7 @@ WLIB_DEVICE void multiply_fragments(float (&products)[C::kSums], const uint32_t 
 template <FloatType kType>
 WLIB_DEVICE uint32_t fragment(uint16_t codes) {
   const float2 v = sm90::e4m3x2_to_float2(codes);
-  return from_float(kType, v.x) | from_float(kType, v.y) << 16;
+  return sm90::from_float(kType, v.x) | sm90::from_float(kType, v.y) << 16;
 }
 
 // A tile of 64 rows x 128 columns of FP8; x [2][64 tokens x 64 columns].

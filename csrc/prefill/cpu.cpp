@@ -16,22 +16,11 @@
 #include "wlib/numerics/rope.h"
 
 namespace wlib::prefill {
-namespace avx512vnni {
-extern const CpuKernels kKernels;
-}
-namespace avx512 {
-extern const CpuKernels kKernels;
-}
-namespace avx2 {
-extern const CpuKernels kKernels;
-}
-namespace baseline {
-extern const CpuKernels kKernels;
-}
+
+WLIB_DECLARE_PER_ISA(CpuKernels, kKernels)
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen =
-      pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels, avx512vnni::kKernels);
+  static const CpuKernels& chosen = WLIB_PICK_ISA(kKernels);
   return chosen;
 }
 

@@ -2,7 +2,7 @@
 // keys.
 #include <string>
 
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "prefill/attention_cuda.h"
 #include "prefill/sm90_attention_combine.h"
 #include "prefill/sm90_attention_launch.h"
@@ -51,7 +51,7 @@ const char* attention_cuda_rows() {
 
 const char* attention_cuda_plan(const AttentionParams& p, int splits, int device,
                                 AttentionPlan* plan) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   int sms = 0;
   if (const auto error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device))
     return cudaGetErrorString(error);
@@ -63,7 +63,7 @@ const char* attention_cuda_plan(const AttentionParams& p, int splits, int device
 
 const char* attention_cuda(const AttentionParams& params, const AttentionPlan& plan, float* parts,
                            int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   if (plan.items == 0) return nullptr;
   AttentionKernelParams p{};
   static_cast<AttentionParams&>(p) = params;

@@ -2,14 +2,16 @@
 #include "probe/sim_rebuild.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
-#include "atoms/rebuild_plan.h"
-#include "atoms/sm90_prng.h"
-#include "atoms/sm90_rebuild_fused.h"
-#include "atoms/sm90_rebuild_tensor.h"
+#include "atoms/sm90_finish.h"
+#include "rebuild/rebuild_plan.h"
+#include "rebuild/sm90_prng.h"
+#include "rebuild/sm90_rebuild_fused.h"
+#include "rebuild/sm90_rebuild_tensor.h"
 
-namespace wlib::atoms {
+namespace wlib::rebuild {
 namespace {
 
 template <class Products, int kCapacity>
@@ -63,4 +65,30 @@ sim::Report simulate_prng_expand(const PrngParams& p, const sim::Options& option
   }
 }
 
-}  // namespace wlib::atoms
+sim::Report simulate_prng_project(PrngParams p, int parts, const sim::Options& options) {
+  const int64_t value_bytes = p.elements * (p.value_type == FloatType::kFloat32 ? 4 : 2);
+  const int64_t chunks = ProjectGrid(p.elements).chunks;
+  std::vector<float> partials(chunks * p.count + 1, NAN);
+  p.partials = partials.data();
+  std::vector<sim::Buffer> buffers = {{p.values, size_t(value_bytes), "values", false},
+                                      {p.coef, size_t(p.count) * 4, "coef", true},
+                                      {partials.data(), partials.size() * 4, "partials", true}};
+  sim::Report report;
+  if (chunks > 0 && p.count > 0) {
+    const auto kernel = p.distribution == Distribution::kSign ? project_kernel<Distribution::kSign>
+                        : p.distribution == Distribution::kNormal
+                            ? project_kernel<Distribution::kNormal>
+                            : project_kernel<Distribution::kUniform>;
+    report = sim::launch({{int(chunks) * parts, 1, 1}, kPrngThreads, sizeof(ProjectSmem)}, options,
+                         buffers, kernel, p);
+  }
+  if (!report.ok()) return report;
+  buffers.back() = {partials.data(), partials.size() * 4, "partials", false};
+  if (p.count == 0) return {};
+  const atoms::FinishParams sums = {p.partials, static_cast<float*>(p.coef), 1, chunks, p.count,
+                                    1.0};
+  return sim::launch({{2, 1, 1}, atoms::kFinishThreads, 0}, options, buffers, atoms::finish_kernel,
+                     sums);
+}
+
+}  // namespace wlib::rebuild

@@ -1,13 +1,13 @@
 // Instrumented: the loads and stores of the kernels included here call the checker.
 #include "probe/sim_sparse.h"
 
-#include "atoms/sm90_sparse_matmul.h"
-#include "atoms/sm90_sparse_matmul_mma.h"
-#include "atoms/sm90_sparse_sample.h"
-#include "atoms/sm90_sparse_sample_mma.h"
-#include "atoms/sm90_sparse_transpose.h"
+#include "sparse_lowrank/sm90_sparse_matmul.h"
+#include "sparse_lowrank/sm90_sparse_matmul_mma.h"
+#include "sparse_lowrank/sm90_sparse_sample.h"
+#include "sparse_lowrank/sm90_sparse_sample_mma.h"
+#include "sparse_lowrank/sm90_sparse_transpose.h"
 
-namespace wlib::atoms {
+namespace wlib::sparse_lowrank {
 namespace {
 
 using Buffers = std::vector<sim::Buffer>;
@@ -64,4 +64,4 @@ sim::Report simulate_sparse_sum(const SampleParams& p, int ctas, const Buffers& 
   return sim::launch(config, options, buffers, sparse_sum_kernel, p);
 }
 
-}  // namespace wlib::atoms
+}  // namespace wlib::sparse_lowrank

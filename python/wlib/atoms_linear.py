@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _ops_atoms  # noqa: F401  registers fakes and gradients
 from .errors import check_shape, refuse, typed_error
 from .experts import PackedInt4Experts, pack_experts
 from .int4fp8 import Int4Weight

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _ops_fp4_linear
+from ._ops import fp4_linear as _ops_fp4_linear
 from .errors import check_device, check_dtype, check_shape, refuse
 from .fp4_recipe import FP4Recipe, as_recipe
 

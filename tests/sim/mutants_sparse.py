@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sim.planting import Mutant
 
-TILE = "csrc/atoms/sm90_token_tile.h"
-MATMUL = "csrc/atoms/sm90_sparse_matmul.h"
-TRANSPOSE = "csrc/atoms/sm90_sparse_transpose.h"
-SAMPLE = "csrc/atoms/sm90_sparse_sample.h"
-BOXES = "csrc/atoms/sm90_token_boxes.h"
-MATMUL_MMA = "csrc/atoms/sm90_sparse_matmul_mma.h"
-SAMPLE_MMA = "csrc/atoms/sm90_sparse_sample_mma.h"
+TILE = "csrc/sparse_lowrank/sm90_token_tile.h"
+MATMUL = "csrc/sparse_lowrank/sm90_sparse_matmul.h"
+TRANSPOSE = "csrc/sparse_lowrank/sm90_sparse_transpose.h"
+SAMPLE = "csrc/sparse_lowrank/sm90_sparse_sample.h"
+BOXES = "csrc/sparse_lowrank/sm90_token_boxes.h"
+MATMUL_MMA = "csrc/sparse_lowrank/sm90_sparse_matmul_mma.h"
+SAMPLE_MMA = "csrc/sparse_lowrank/sm90_sparse_sample_mma.h"
 SYNC = "sm90::block_sync();"
 
 

@@ -2,7 +2,7 @@
 // csrc/atoms/linear.cpp, after every argument has been checked.
 #pragma once
 
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
 namespace wlib::atoms {
 

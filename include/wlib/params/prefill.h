@@ -2,7 +2,7 @@
 // has been checked. Shapes: T tokens, Hq query heads, Hkv KV heads, D = head_dim.
 #pragma once
 
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 #include "wlib/platform.h"
 
 namespace wlib::prefill {

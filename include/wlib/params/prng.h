@@ -2,9 +2,9 @@
 #pragma once
 
 #include "wlib/numerics/philox.h"
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
-namespace wlib::atoms {
+namespace wlib::rebuild {
 
 // values[e] = sum_i coef[i] * basis_i(e), added up in order of i by fused multiply-adds from 0;
 // backwards coef[i] = sum_e values[e] * basis_i(e).
@@ -20,4 +20,4 @@ struct PrngParams {
   FloatType value_type;
 };
 
-}  // namespace wlib::atoms
+}  // namespace wlib::rebuild

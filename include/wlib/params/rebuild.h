@@ -2,9 +2,9 @@
 // after every argument has been checked.
 #pragma once
 
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
-namespace wlib::atoms {
+namespace wlib::rebuild {
 
 // How a layer's out [rows, columns] follows from w0 (zeros if null) and its operands.
 enum class RebuildForm : int {
@@ -40,4 +40,4 @@ struct Rounding {
   bool stochastic;
 };
 
-}  // namespace wlib::atoms
+}  // namespace wlib::rebuild
