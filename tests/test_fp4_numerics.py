@@ -55,6 +55,15 @@ def test_float_to_e2m1(x: npt.NDArray[np.float32]) -> None:
     assert np.array_equal(wlib_probe.float_to_e2m1(x), nearest(x))
 
 
+def test_a_gpu_rounds_eight_values_to_the_same_codes() -> None:
+    special = np.array([np.nan, -np.nan, np.inf, -np.inf], np.float32)
+    x = np.concatenate([special, every_16_bit_float(), neighbourhoods()])
+    x = np.random.default_rng(0).permutation(x[: len(x) // 8 * 8])
+    codes = wlib_probe.float_to_e2m1(x).reshape(-1, 8).astype(np.uint64)
+    words = (codes << np.arange(0, 32, 4, dtype=np.uint64)).sum(axis=1)
+    assert np.array_equal(wlib_probe.eight_e2m1(x), words)
+
+
 def test_stochastic_rounding_is_exact_for_every_threshold() -> None:
     """The code steps up where the random bits reach the distance to the next value."""
     steps = np.array([0.5, 0.5, 0.5, 0.5, 1, 1, 2])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.mutants_atoms import MUTANTS
+from sim.mutants.atoms import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from sim_atoms import AtomsCase, CombineCase, StepCase

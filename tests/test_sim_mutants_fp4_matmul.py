@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fp4_matmul_problems import MatmulCase, carrier, mxfp4, nvfp4
-from sim.mutants_fp4_matmul import MUTANTS
+from sim.mutants.fp4_matmul import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rebuild_problems import draw_layer, split_case
-from sim.mutants_rebuild import MUTANTS
+from sim.mutants.rebuild import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from sim_atoms import DISTS, ExpandCase, LayersCase, ProjectCase

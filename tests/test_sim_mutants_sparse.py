@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.mutants_sparse import MUTANTS
+from sim.mutants.sparse import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from sparse_problems import exact_case

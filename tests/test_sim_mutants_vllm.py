@@ -6,7 +6,7 @@ from typing import Any
 
 from attention_calls import AttentionCase
 from attention_problems import call
-from sim.mutants_vllm import MUTANTS
+from sim.mutants.vllm import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from vllm_problems import make

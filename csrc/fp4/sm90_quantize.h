@@ -8,6 +8,7 @@
 
 #include "fp4/sm90_scan.h"
 #include "wlib/layout/scales_128x4.h"
+#include "wlib/sm90/e2m1.h"
 
 namespace wlib::fp4 {
 
@@ -19,9 +20,11 @@ WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float mult
   static_assert(kRoundingBlock == 8);
   if (p.rounding != Rounding::kStochastic) {
     WLIB_UNROLL
-    for (int i = 0; i < N; ++i) {
-      const uint32_t code = float_to_e2m1(x[i] * multiplier);
-      words[i / 8] = i % 8 ? words[i / 8] | code << i % 8 * 4 : code;
+    for (int w = 0; w < N / 8; ++w) {
+      float scaled[8];
+      WLIB_UNROLL
+      for (int j = 0; j < 8; ++j) scaled[j] = x[8 * w + j] * multiplier;
+      words[w] = sm90::eight_e2m1(scaled);
     }
   } else {
     const RoundingKey key = p.key();

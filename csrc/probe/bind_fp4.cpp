@@ -11,6 +11,7 @@
 #include "wlib/numerics/fp4_rounding.h"
 #include "wlib/numerics/fp4_scale.h"
 #include "wlib/numerics/hadamard.h"
+#include "wlib/sm90/e2m1.h"
 
 namespace wlib::probe {
 namespace {
@@ -90,6 +91,12 @@ sim::Report matmul(const py::dict& a, const py::dict& b, py::array y, int mode, 
 void bind_fp4(py::module_& m) {
   m.def("e2m1_to_float", py::vectorize([](uint32_t code) { return e2m1_to_float(code); }));
   m.def("float_to_e2m1", py::vectorize([](float value) { return uint8_t(float_to_e2m1(value)); }));
+  m.def("eight_e2m1", [](const Array<float>& x) {
+    py::array_t<uint32_t> words(x.size() / 8);
+    for (py::ssize_t i = 0; i < words.size(); ++i)
+      words.mutable_data()[i] = sm90::eight_e2m1(x.data() + 8 * i);
+    return words;
+  });
   m.def("float_to_e2m1_stochastic", py::vectorize([](float value, uint32_t random) {
           return uint8_t(float_to_e2m1_stochastic(value, random));
         }));

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .. import _block_scaled, _load  # noqa: F401  registers torch.ops.wlib
+from .. import _block_scaled
 from ..fp4 import FP4Tensor
 from ..fp4_recipe import FP4Recipe, from_text
 

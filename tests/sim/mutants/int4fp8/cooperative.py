@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import COOPERATIVE, COOPERATIVE_CONFIG, RING, mutant
+from sim.mutants.int4fp8.planted import COOPERATIVE, COOPERATIVE_CONFIG, RING, mutant
 from sim.planting import Mutant
 
 

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-from sim.mutants.cooperative import (
+from sim.mutants.int4fp8.cooperative import (
     COOPERATIVE_MUTANTS,
     PAIR_MUTANTS,
     PING_PONG_MUTANTS,
     ZERO_MUTANTS,
 )
-from sim.mutants.decode import CLUSTER_MUTANTS, RING_MUTANTS, VALUE_MUTANTS, WGMMA_MUTANTS
-from sim.mutants.epilogue import EPILOGUE_MUTANTS
-from sim.mutants.quantize import GROUP_SUMS_MUTANTS, QUANTIZER_MUTANTS
+from sim.mutants.int4fp8.decode import CLUSTER_MUTANTS, RING_MUTANTS, VALUE_MUTANTS, WGMMA_MUTANTS
+from sim.mutants.int4fp8.epilogue import EPILOGUE_MUTANTS
+from sim.mutants.int4fp8.quantize import GROUP_SUMS_MUTANTS, QUANTIZER_MUTANTS
 
 __all__ = ["MUTANTS"]
 

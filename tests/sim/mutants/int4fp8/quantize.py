@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import GROUP_SUMS, QUANTIZER, QUANTIZER_ROWS, mutant
+from sim.mutants.int4fp8.planted import GROUP_SUMS, QUANTIZER, QUANTIZER_ROWS, mutant
 
 QUANTIZER_MUTANTS = [
     mutant(

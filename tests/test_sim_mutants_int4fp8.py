@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from quantize_problems import FusedCase, GroupSumsCase, QuantizeCase
-from sim.mutants import MUTANTS
+from sim.mutants.int4fp8 import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from sim_numbers import to_bf16

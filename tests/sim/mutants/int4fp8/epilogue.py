@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import STORE, mutant
+from sim.mutants.int4fp8.planted import STORE, mutant
 
 EPILOGUE_MUTANTS = [
     mutant("gate and up swapped", "numerics", STORE, "silu(v0) * v1", "silu(v1) * v0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import COOPERATIVE, GROUP_SUMS, KERNEL, QUANTIZER, STORE, mutant
+from sim.mutants.int4fp8.planted import COOPERATIVE, GROUP_SUMS, KERNEL, QUANTIZER, STORE, mutant
 
 TILES = "csrc/int4fp8/sm90_tiles.h"
 _WAIT = "sm90::grid_dependency_wait();"

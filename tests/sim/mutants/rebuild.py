@@ -1,4 +1,4 @@
-"""Planted bugs in the kernels of the rebuild family: textual edits, and the check that must fire."""
+"""Planted bugs in the kernels of the rebuild family: edits, and the check that must fire."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants_linear import mutant
+from sim.mutants.linear import mutant
 from sim.planting import Mutant
 
 INT4 = "csrc/atoms/sm90_linear_int4.h"

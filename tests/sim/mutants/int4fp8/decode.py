@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sim.mutants.planted import CONFIG, FRAGMENTS, KERNEL, RING, STORE, WGMMA, mutant
+from sim.mutants.int4fp8.planted import CONFIG, FRAGMENTS, KERNEL, RING, STORE, WGMMA, mutant
 
 RING_MUTANTS = [
     mutant("empty wait: wrong parity", "deadlock", RING, "at.parity ^ 1", "at.parity"),
