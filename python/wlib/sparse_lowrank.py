@@ -1,8 +1,8 @@
 """Linear layers whose weight is low rank plus sparse (SLTrain, arXiv 2406.02214).
 
 W = scale * B A + S with S nonzero on a fixed random support. Neither W nor its gradient is ever
-formed: the sparse part multiplies the activations directly, and only the products that its values
-need are taken of the gradient.
+formed in memory: the sparse part multiplies the activations from its values, and only the products
+at their places are kept of the gradient.
 """
 
 from __future__ import annotations
