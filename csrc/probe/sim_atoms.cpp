@@ -15,17 +15,17 @@ sim::Report add(sim::Report all, const sim::Report& one) {
   return all;
 }
 
-// The second stage over partial sums that the first has made; `out` is among the buffers.
-sim::Report finish(const FinishParams& p, const sim::Options& options, const Buffers& buffers) {
-  if (p.rows * p.count == 0) return {};
-  return sim::launch({{2, 1, 1}, kFinishThreads, 0}, options, buffers, finish_kernel, p);
-}
-
 sim::Buffer partial_buffer(std::vector<float>& partials, bool first_stage) {
   return {partials.data(), partials.size() * 4, "partials", first_stage};
 }
 
 }  // namespace
+
+sim::Report simulate_finish(const FinishParams& p, const sim::Options& options,
+                            const Buffers& buffers) {
+  if (p.rows * p.count == 0) return {};
+  return sim::launch({{2, 1, 1}, kFinishThreads, 0}, options, buffers, finish_kernel, p);
+}
 
 sim::Report simulate_reconstruct(const ReconstructParams& p, const AtomsLaunch& how,
                                  const Buffers& buffers) {
@@ -78,7 +78,7 @@ sim::Report simulate_backward(ReconstructBackwardParams p, const AtomsLaunch& ho
   }
   if (!report.ok()) return report;
   all.back() = partial_buffer(partials, false);
-  return finish(make_finish(p), how.options, all);
+  return simulate_finish(make_finish(p), how.options, all);
 }
 
 }  // namespace wlib::atoms

@@ -24,6 +24,9 @@ sim::Report simulate_reconstruct(const ReconstructParams& p, const AtomsLaunch& 
                                  const Buffers& buffers);
 sim::Report simulate_combine(std::span<const ReconstructParams> tensors, bool few,
                              const AtomsLaunch& how, const Buffers& buffers);
+// The second stage over partial sums that the first has made; `out` is among the buffers.
+sim::Report simulate_finish(const FinishParams& p, const sim::Options& options,
+                            const Buffers& buffers);
 // Sets p.partials; grad_coef is among the buffers.
 sim::Report simulate_backward(ReconstructBackwardParams p, const AtomsLaunch& how,
                               const Buffers& buffers);

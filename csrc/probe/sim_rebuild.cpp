@@ -5,7 +5,7 @@
 #include <cmath>
 #include <stdexcept>
 
-#include "atoms/sm90_finish.h"
+#include "probe/sim_atoms.h"
 #include "rebuild/rebuild_plan.h"
 #include "rebuild/sm90_prng.h"
 #include "rebuild/sm90_rebuild_fused.h"
@@ -84,11 +84,8 @@ sim::Report simulate_prng_project(PrngParams p, int parts, const sim::Options& o
   }
   if (!report.ok()) return report;
   buffers.back() = {partials.data(), partials.size() * 4, "partials", false};
-  if (p.count == 0) return {};
-  const atoms::FinishParams sums = {p.partials, static_cast<float*>(p.coef), 1, chunks, p.count,
-                                    1.0};
-  return sim::launch({{2, 1, 1}, atoms::kFinishThreads, 0}, options, buffers, atoms::finish_kernel,
-                     sums);
+  return atoms::simulate_finish({p.partials, static_cast<float*>(p.coef), 1, chunks, p.count, 1.0},
+                                options, buffers);
 }
 
 }  // namespace wlib::rebuild

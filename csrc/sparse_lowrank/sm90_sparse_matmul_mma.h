@@ -85,9 +85,9 @@ struct Entries {
   WLIB_DEVICE void load(const ProductWalk& walk, int first) {
     load_positions(walk, first);
     switch (walk.p.matrix.value_type) {
-      case FloatType::kFloat32: return sm90::load_values<FloatType::kFloat32>(walk, first);
-      case FloatType::kBFloat16: return sm90::load_values<FloatType::kBFloat16>(walk, first);
-      default: return sm90::load_values<FloatType::kFloat16>(walk, first);
+      case FloatType::kFloat32: return load_values<FloatType::kFloat32>(walk, first);
+      case FloatType::kBFloat16: return load_values<FloatType::kBFloat16>(walk, first);
+      default: return load_values<FloatType::kFloat16>(walk, first);
     }
   }
   // Zeros for values, to take those of a step out.
@@ -118,7 +118,7 @@ struct Entries {
 
  private:
   template <FloatType kFrom>
-  WLIB_DEVICE void sm90::load_values(const ProductWalk& walk, int first) {
+  WLIB_DEVICE void load_values(const ProductWalk& walk, int first) {
     WLIB_UNROLL
     for (int i = 0; i < kProductTiles * kFetchedEntries; ++i) {
       const int tile = i / kFetchedEntries, index = index_of(i, first);
