@@ -2,6 +2,8 @@
 // csrc/atoms/linear.cpp, after every argument has been checked.
 #pragma once
 
+#include <cstdint>
+
 #include "wlib/params/float_type.h"
 
 namespace wlib::atoms {

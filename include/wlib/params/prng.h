@@ -1,6 +1,8 @@
 // What wlib::prng_expand and its gradient hand to their kernels, CPU and CUDA alike.
 #pragma once
 
+#include <cstdint>
+
 #include "wlib/numerics/philox.h"
 #include "wlib/params/float_type.h"
 

@@ -2,6 +2,8 @@
 // after every argument has been checked.
 #pragma once
 
+#include <cstdint>
+
 #include "wlib/params/float_type.h"
 
 namespace wlib::rebuild {

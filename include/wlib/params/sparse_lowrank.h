@@ -2,6 +2,8 @@
 // place, csrc/sparse_lowrank/sparse.cpp, after every argument has been checked.
 #pragma once
 
+#include <cstdint>
+
 #include "wlib/params/float_type.h"
 
 namespace wlib::sparse_lowrank {

@@ -2,6 +2,8 @@
 // (numerics/e2m1.h), which is their definition.
 #pragma once
 
+#include <cmath>
+
 #include "wlib/numerics/e2m1.h"
 #include "wlib/sm90/bits.h"
 
