@@ -62,6 +62,7 @@ docs: build
 	PYTHONPATH=$(BUILD) $(BIN)/python tools/support_matrix.py
 	$(BIN)/python tools/api_reference.py
 	$(BIN)/python tools/picture.py
+	PYTHONPATH=$(BUILD) $(BIN)/python tools/bench_figures.py
 
 clean:
 	rm -rf build dist

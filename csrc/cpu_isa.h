@@ -22,3 +22,20 @@ const Kernels& pick_isa(const Kernels& baseline, const Kernels& avx2, const Kern
 }
 
 }  // namespace wlib
+
+// Declares `variable`, which a file that wlib_cpu_kernels compiles defines per instruction set.
+#define WLIB_DECLARE_PER_ISA(Kernels, variable) \
+  namespace avx512vnni {                        \
+  extern const Kernels variable;                \
+  }                                             \
+  namespace avx512 {                            \
+  extern const Kernels variable;                \
+  }                                             \
+  namespace avx2 {                              \
+  extern const Kernels variable;                \
+  }                                             \
+  namespace baseline {                          \
+  extern const Kernels variable;                \
+  }
+#define WLIB_PICK_ISA(variable) \
+  pick_isa(baseline::variable, avx2::variable, avx512::variable, avx512vnni::variable)

@@ -7,6 +7,10 @@ are whole matrices or heads, of one kind of projection or of all four; O is tran
 columns of every matrix are features of the residual stream. The numbers are shares of the squared
 weights that are left, and no other choice of atoms or factors would leave more.
 
+Turned heads: the features of a head may be rotated if Q and K, or V and O, are rotated alike. Their
+products stay what they are (there is no rotary embedding), nothing more is kept, and the singular
+values of a matrix do not change; but heads turned to fit the same atoms share more.
+
     python examples/share_minilm.py
 """
 
@@ -27,6 +31,7 @@ from torch import Tensor
 import wlib
 
 WIDTH, HEADS = 384, 12
+ROUNDS = 8  # of atoms and rotations
 KINDS = {
     "Q": "attention.self.query",
     "K": "attention.self.key",
@@ -46,6 +51,7 @@ class Row:
     svd: float
     matrices: float
     heads: float
+    turned: float | None  # where all four kinds share the atoms
 
 
 def attention_weights() -> dict[str, Tensor]:
@@ -68,13 +74,34 @@ def svd_energy(weights: Tensor, shares: Sequence[float]) -> list[float]:
 
 
 def pca_energy(units: Tensor, kept: float) -> float:
-    """Of the atoms that units [n, ...] share; an atom costs its own numbers and n coefficients."""
-    size = units[0].numel()
-    count = int(kept * units.numel() // (size + len(units)))
-    return wlib.atoms_from_layers(units, count).kept_energy
+    """Of the atoms that units [n, ...] share."""
+    return wlib.atoms_from_layers(units, atom_count(units, kept)).kept_energy
 
 
-def compare(shares: Sequence[float] = KEPT) -> list[Row]:
+def atom_count(units: Tensor, kept: float) -> int:
+    """How many atoms the budget holds: each costs its own numbers and a coefficient per unit."""
+    return int(kept * units.numel() // (units[0].numel() + len(units)))
+
+
+def turn_heads(weights: dict[str, Tensor], kept: float, rounds: int = ROUNDS) -> Tensor:
+    """The heads [n, 32, 384] of all kinds, those of Q and K and those of V and O turned alike.
+
+    In turn the best atoms for the heads as they are, and the best rotation of every pair of heads
+    onto what the atoms make of it (orthogonal Procrustes). Neither step can lose.
+    """
+    heads = {kind: w.view(-1, WIDTH // HEADS, WIDTH) for kind, w in weights.items()}
+    both = [torch.stack([heads[a], heads[b]], 1) for a, b in (("Q", "K"), ("V", "O"))]
+    pairs = torch.cat(both)  # [144, 2, 32, 384]
+    for _ in range(rounds):
+        units = pairs.flatten(0, 1)
+        found = wlib.atoms_from_layers(units, atom_count(units, kept))
+        shared = (found.coef @ found.atoms.flatten(1)).view_as(pairs)
+        u, _, vt = torch.linalg.svd(torch.einsum("npik,npjk->nij", shared, pairs))
+        pairs = torch.einsum("nij,npjk->npik", u @ vt, pairs)
+    return pairs.flatten(0, 1)
+
+
+def compare(shares: Sequence[float] = KEPT, rounds: int = ROUNDS) -> list[Row]:
     """Both methods for each kind of projection and for all together."""
     weights, rows = attention_weights(), []
     for kinds in GROUPS:
@@ -82,17 +109,26 @@ def compare(shares: Sequence[float] = KEPT) -> list[Row]:
         heads = matrices.view(-1, WIDTH // HEADS, WIDTH)
         for kept, svd in zip(shares, svd_energy(matrices, shares), strict=True):
             found = pca_energy(matrices, kept), pca_energy(heads, kept)
-            rows.append(Row("".join(kinds), kept, svd, *found))
+            joint = kinds == tuple(KINDS)
+            turned = pca_energy(turn_heads(weights, kept, rounds), kept) if joint else None
+            rows.append(Row("".join(kinds), kept, svd, *found, turned))
     return rows
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """The larger of the three in bold."""
+    """The largest in bold."""
     title = "share of the squared weights that is left"
-    columns = ("", "numbers kept", "SVD per matrix", "PCA, matrices", "PCA, heads")
+    columns = (
+        "",
+        "numbers kept",
+        "SVD per matrix",
+        "PCA, matrices",
+        "PCA, heads",
+        "PCA, turned heads",
+    )
     result = Table(*columns, title=title)
     for row in rows:
-        found = (row.svd, row.matrices, row.heads)
+        found = [x for x in (row.svd, row.matrices, row.heads, row.turned) if x is not None]
         texts = (f"[bold]{x:.4f}[/]" if x == max(found) else f"{x:.4f}" for x in found)
         result.add_row(row.kinds, f"{row.kept:.1%}", *texts, end_section=row.kept == rows[-1].kept)
     return result

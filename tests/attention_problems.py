@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import wlib
 from attention_calls import Call
 from test_prefill import Sequences
 
@@ -57,6 +58,10 @@ def call(
         "window_right": window[1],
     }
     arrays = {name: None if t is None else as_numpy(t) for name, t in tensors.items()}
+    if isinstance(s.kv, wlib.VllmInt4Cache):  # its rows stay where they are
+        for name in ("k", "v"):
+            arrays[f"{name}_cache"] = getattr(s.kv, name).numpy()
+            arrays[f"{name}_scale"] = getattr(s.kv, f"{name}_scale").numpy()
     out_type = {torch.float32: np.float32, torch.float16: np.float16}.get(
         given["out_dtype"], np.uint16
     )

@@ -33,6 +33,16 @@ class RebuildCase:
     form: int
     scale: float
     out: Array
+    strided: bool = False  # the first two operands, when the kernel runs: a pickled array is not
+
+    def given(self) -> list[Array]:
+        """Operands as the kernel gets them."""
+        if not self.strided:
+            return self.operands
+        a, b, *rest = self.operands
+        every_other_column = np.repeat(a, 2, axis=1)[:, ::2]
+        rows_of_odd_length = np.pad(b, ((0, 0), (0, 1)))[:, :-1]
+        return [every_other_column, rows_of_odd_length, *rest]
 
     def expected(self) -> Array:
         """The float64 result, rounded once."""
@@ -105,6 +115,32 @@ def stochastic_case(rng: np.random.Generator, form: int, n: int) -> RebuildCase:
     return RebuildCase(w0, operands, form, 0.5, np.full((n, 36), 0x7FC1, np.uint16))
 
 
+def split_case(
+    rng: np.random.Generator,
+    form: int,
+    size: tuple[int, int, int],
+    out: Any,
+    *,
+    strided: bool = False,
+) -> RebuildCase:
+    """A layer that is exact only if both parts of every split operand are multiplied.
+
+    At each rank one of the first two operands has ten bits and the other is small. The base takes
+    away what 16 bits hold of the delta, so that the result shows the rest of it. Operands are
+    float32; if strided, float16.
+    """
+    n, k, r = size
+    operands = [rng.integers(-1, 2, shape).astype(np.float32) for shape in shapes(form, n, k, r)]
+    a, b = operands[:2]
+    a[:, ::2] = rng.integers(-1023, 1024, a[:, ::2].shape)
+    b[1::2] = rng.integers(-1023, 1024, b[1::2].shape)
+    if strided:
+        operands = [x.astype(np.float16) for x in operands]
+    case = RebuildCase(None, operands, form, 0.5, np.full((n, k), poison(out), out), strided)
+    case.w0 = as_type(-as_float(case.expected()), out)
+    return case
+
+
 def simulated(
     layers: list[RebuildCase],
     *,
@@ -114,7 +150,7 @@ def simulated(
     **options: Any,
 ) -> list[Any]:
     """Findings of a run of the kernel, which fills the layers' outs."""
-    given = [(x.w0, x.out, x.operands, x.form, x.scale) for x in layers]
+    given = [(x.w0, x.out, x.given(), x.form, x.scale) for x in layers]
     report = probe.rebuild(
         given, seed=rounding_seed, capacity=capacity, ctas=ctas, options=probe.Options(**options)
     )

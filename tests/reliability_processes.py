@@ -17,7 +17,9 @@ from op_calls import digest, named_arguments, one_per_op, overload
 from op_samples import samples
 
 THREADS = 8
-ROUNDS = 10
+ROUNDS, MANY_ROUNDS = 10, 100  # MANY_ROUNDS for one sample of every op
+# Several matmuls of torch, or many small ones, in a call: 10 milliseconds each.
+SLOW = ("fp4_linear.default", "fp4_linear_backward.default", "tile_sampled_matmul.default")
 LEAK_CALLS = 1000
 
 
@@ -27,14 +29,18 @@ def digests() -> list[str]:
 
 
 def threads() -> list[list[str]]:
-    """All digests of every sample in ROUNDS calls, by threads that begin it at the same time."""
+    """All digests of every sample in its rounds, by threads that begin it at the same time."""
     calls, start = samples(), threading.Barrier(THREADS)
+    rounds, names = [], set(SLOW)
+    for name, *_ in calls:
+        rounds.append(ROUNDS if name in names else MANY_ROUNDS)
+        names.add(name)
     found: list[list[str]] = [[] for _ in range(THREADS)]
 
     def work(index: int) -> None:
-        for sample in calls:
+        for sample, count in zip(calls, rounds, strict=True):
             start.wait()
-            found[index].append("|".join({digest(sample) for _ in range(ROUNDS)}))
+            found[index].append("|".join({digest(sample) for _ in range(count)}))
 
     run = [threading.Thread(target=work, args=(index,)) for index in range(THREADS)]
     for thread in run:

@@ -11,7 +11,7 @@ import torch
 import wlib
 from rebuild_problems import as_float, as_type, poison
 from sim_problems import Array, probe, without_signed_zero
-from wlib.reference import sparse as reference
+from wlib.reference import sparse_lowrank as reference
 
 
 def matrix_of(values: Array, support: wlib.SparseSupport) -> Array:
@@ -43,8 +43,8 @@ def padded(rows: Array, pad: int) -> Array:
 class SparseCase:
     """One product of each kind; what is exact in float32 must come out bit for bit.
 
-    `kind` is "forward", "transposed" (both kernels), "sampled". `left` is x, but dy where the
-    product is transposed; `right` is x of the sampled product.
+    `kind` is "forward", "transposed" (of float32 both kernels), "sampled". `left` is x, but dy
+    where the product is transposed; `right` is x of the sampled product.
     """
 
     kind: str
@@ -87,7 +87,7 @@ class SparseCase:
             sampled = probe.sparse_sample(left, right, positions, offsets, self.out, **launch)
             return list(sampled.findings)
         values, transposed = self.values, self.kind == "transposed"
-        if transposed:
+        if transposed and self.left.dtype == np.float32:
             ordered = np.full(len(values), np.nan, np.float32), np.full_like(positions, -1)
             report = probe.sparse_transpose(
                 values, positions, offsets, *self.support.shape, *ordered, **launch

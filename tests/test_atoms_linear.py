@@ -109,13 +109,78 @@ def test_fp8_atoms_are_exact(dtype: torch.dtype, own: bool) -> None:
     assert all(leaf.grad is not None for leaf in leaves)
 
 
+def int4_atoms(n: int, k: int, groups: tuple[int, ...], **extra: Any) -> list[wlib.Int4Weight]:
+    generator = torch.Generator().manual_seed(n + k)
+
+    def draw(group: int) -> wlib.Int4Weight:
+        codes = torch.randint(256, (n, k // 2), generator=generator, dtype=torch.uint8)
+        scale = torch.rand(n, k // group, generator=generator).bfloat16()
+        more = {name: torch.rand(scale.shape if name == "zero_point" else (n,)) for name in extra}
+        return wlib.Int4Weight(codes, scale, **more)
+
+    return [draw(group) for group in groups]
+
+
+INT4_ATOMS = (
+    int4_atoms(6, 64, (32, 32, 32)),
+    int4_atoms(70, 160, (160, 160, 160), channel_scale=True),
+    int4_atoms(130, 192, (64, 64, 64), channel_scale=True),
+    int4_atoms(64, 512, (256, 256, 256)),
+    int4_atoms(6, 64, (32, 64, 32)),
+    int4_atoms(6, 64, (32, 32, 32), zero_point=True),
+)
+
+
 @pytest.mark.parametrize("own", [False, True])
-def test_int4_atoms_are_those_they_stand_for(own: bool) -> None:
-    x, _, coef, bias, base = make(5, 3, 6, 64, own=own)
-    atoms = [wlib.Int4Weight.quantize(torch.randn(6, 64), 32) for _ in range(3)]
+@pytest.mark.parametrize("atoms", INT4_ATOMS)
+def test_int4_atoms_are_those_they_stand_for(atoms: list[wlib.Int4Weight], own: bool) -> None:
+    """Packed and not, one group size or several, with zero points; none of their bits is lost."""
+    x, _, coef, bias, base = make(5, 3, atoms[0].n, atoms[0].k, own=own)
     dense = torch.stack([atom.dequantize() for atom in atoms])
-    y = wlib.atoms_linear(x, atoms, coef, bias, base)
-    assert torch.equal(y, wlib.atoms_linear(x, dense, coef, bias, base))
+    y = wlib.atoms_linear(x, dense, coef, bias, base)
+    assert torch.equal(wlib.atoms_linear(x, atoms, coef, bias, base), y)
+    if len({atom.group_size for atom in atoms}) > 1:
+        return
+    packed = wlib.pack_experts(atoms)
+    assert torch.equal(wlib.atoms_linear(x, packed, coef, bias, base), y)
+    assert torch.equal(wlib.atoms_linear(x, packed, coef), wlib.atoms_linear(x, dense, coef))
+    if packed.has_zero_point:
+        return
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        operands = x.to(dtype), coef.to(wide), bias.to(dtype), base.to(dtype)
+        y = wlib.atoms_linear(operands[0], packed, *operands[1:])
+        true = reference.linear(operands[0], dense, *operands[1:])
+        assert y.dtype == dtype
+        assert ((y.double() - true.value).abs() <= true.bound(packed.k + 4, dtype)).all()
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_beside_int4_atoms(own: bool, dtype: torch.dtype) -> None:
+    """Of all but the atoms: those beside the atoms they stand for."""
+    x, _, coef, bias, base = make(5, 3, 70, 160, own=own, dtype=dtype)
+    packed = wlib.pack_experts(INT4_ATOMS[1])
+    dense = torch.stack([atom.dequantize() for atom in INT4_ATOMS[1]]).to(dtype)
+    grads = []
+    for atoms in (packed, dense):
+        leaves = [t.clone().requires_grad_() for t in (x, coef, bias, base)]
+        y = wlib.atoms_linear(leaves[0], atoms, *leaves[1:])
+        y.backward(torch.ones_like(y))
+        grads.append([leaf.grad for leaf in leaves])
+    assert all(map(torch.equal, *grads))
+
+
+def test_packed_int4_atoms_compile_without_a_break() -> None:
+    packed = wlib.pack_experts(INT4_ATOMS[0])
+
+    def run(x: Tensor, coef: Tensor) -> Tensor:
+        return wlib.atoms_linear(x, packed, coef)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=True)
+    for m in (3, 5):
+        x, coef = torch.randn(m, 64), torch.randn(m, 3)
+        assert torch.equal(compiled(x, coef), run(x, coef))
 
 
 @pytest.mark.parametrize("own", [False, True])

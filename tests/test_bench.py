@@ -18,7 +18,7 @@ from wlib.bench import accuracy, cli, compare, suites, summary, timing
 from wlib.bench.ops import OPS
 from wlib.bench.ops.matmul import TorchBf16
 from wlib.bench.rows import COPY, OURS, Row, append_rows, read_rows
-from wlib.bench.runner import COPY_BYTES, Point
+from wlib.bench.runner import COPY_BYTES, Plan, Point
 from wlib.bench.table import COLUMNS, point_cells
 
 TIMES = ("median_us", "low_us", "high_us", "p10_us", "p90_us")
@@ -184,12 +184,17 @@ def test_the_interval_holds_the_median_in_95_of_100_runs() -> None:
     assert max(run.high_us - run.low_us for run in runs) < 3
 
 
+def measured(arms: dict[str, list[timing.Call]]) -> dict[str, timing.Timing]:
+    laps = {name: timing.make_lap(calls, torch.device("cpu")) for name, calls in arms.items()}
+    return timing.measure(laps, budget_s=0.01)
+
+
 def test_measure_counts_every_call_and_takes_turns() -> None:
     order = []
     calls = {
         name: [lambda name=name, i=i: order.append((name, i)) for i in range(3)] for name in "ab"
     }
-    result = timing.measure(calls, torch.device("cpu"), budget_s=0.01)
+    result = measured(calls)
     assert set(result) == {"a", "b"}
     assert [i for name, i in order if name == "a"] == [0, 1, 2] * (order.count(("a", 0)))
     turns = [name for name, i in order if i == 0]
@@ -199,7 +204,7 @@ def test_measure_counts_every_call_and_takes_turns() -> None:
 
 def test_measure_tells_a_slow_arm_from_a_fast_one() -> None:
     calls = {"fast": [lambda: time.sleep(1e-3)] * 10, "slow": [lambda: time.sleep(1e-2)]}
-    result = timing.measure(calls, torch.device("cpu"), budget_s=0.01)
+    result = measured(calls)
     assert 1e3 <= result["fast"].median_us < 8e3 < 1e4 <= result["slow"].median_us < 1e5
 
 
@@ -268,7 +273,33 @@ def test_a_wlib_arm_that_raises_fails_the_run(
     assert bench("--m", 1) == 0
     monkeypatch.setitem(OPS, "int4fp8", replace(op, arms=(TorchBf16, Broken)))
     assert bench("--m", 1) == cli.EXIT_FAILED
-    assert "wlib+broken: no kernel for this" in capsys.readouterr().out
+    assert "wlib+broken: NotImplementedError: no kernel for this" in capsys.readouterr().out
+
+
+def test_ops_share_the_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a clock of its own, on which a point takes 10 seconds."""
+    clock = [0.0]
+
+    def points(plan: Plan) -> Iterator[Point]:
+        for problem in plan.problems:
+            clock[0] += 10
+            yield Point(problem, [], {})
+
+    def plan(op: str, count: int) -> Plan:
+        problems = (suites.Problem(op, "a.b", "", {}),) * count
+        return Plan(OPS[op], problems, torch.device("cpu"), 1.0, None)
+
+    monkeypatch.setattr(cli, "measure_plan", points)
+    monkeypatch.setattr(cli.time, "monotonic", lambda: clock[0])
+    plans = [plan("int4fp8", 9), plan("prefill", 1), plan("kv_append", 9)]
+    found = [point.problem.op for point in cli._within(plans, 90)]
+    assert found == ["int4fp8"] * 3 + ["prefill"] + ["kv_append"] * 5
+    assert capsys.readouterr().out.splitlines() == [
+        "int4fp8: 3 of 9 points, out of time",
+        "kv_append: 5 of 9 points, out of time",
+    ]
 
 
 def test_without_a_gpu_one_must_say_cpu(
@@ -279,6 +310,13 @@ def test_without_a_gpu_one_must_say_cpu(
     cli.add_arguments(parser)
     assert cli.run(parser.parse_args(["int4fp8"])) == cli.EXIT_USAGE
     assert "--cpu" in capsys.readouterr().err
+
+
+def test_plot_as_svg(tmp_path: Path, rows: list[Row]) -> None:
+    plot = pytest.importorskip("wlib.bench.plot")
+    (file,) = plot.plot(rows, tmp_path / "one.svg")
+    assert file == tmp_path / "one.svg"
+    assert "</svg>" in file.read_text()
 
 
 def test_plot_and_summary(run_dir: Path, every: list[Row]) -> None:

@@ -149,6 +149,46 @@ def test_linear_refuses(changed: dict[str, Any], kind: type[Exception], message:
     check("atoms_linear", arguments | changed, kind, message)
 
 
+PACKED = wlib.PackedInt4Experts.quantize(torch.ones(S, O, 64), 32)
+LINEAR_INT4: list[Row] = [
+    ({"group_size": None}, ValueError,
+     "expected n and group_size, or neither, got n alone (argument 'n')"),
+    ({"n": None}, ValueError,
+     "expected n and group_size, or neither, got group_size alone (argument 'group_size')"),
+    ({"layout_version": 2}, ValueError,
+     "expected layout_version 1 (pack the atoms with this version of wlib), got 2 "
+     "(argument 'layout_version')"),
+    *(({"n": n}, ValueError, f"expected n of at least 1 and below 2^31, got {n} (argument 'n')")
+      for n in (0, 2**31)),
+    ({"group_size": 16}, ValueError,
+     "expected group_size of 32, 64, a multiple of 128 or k itself, dividing k=64 (a multiple of "
+     "32), got 16 (argument 'group_size')"),
+    *((changed, ValueError,
+       f"expected atoms of shape [S, {blocks}, {size}] with 1 to 32768 atoms, packed without zero "
+       f"points, to match n={n}, k=64, group_size={group}, got {list(got)} (argument 'atoms')")
+      for changed, n, group, blocks, size, got in (
+          ({"n": 65}, 65, 32, 2, 4864, (2, 1, 4864)),
+          ({"group_size": 64}, 4, 64, 1, 4480, (2, 1, 4864)),
+          ({"atoms": PACKED.data[0]}, 4, 32, 1, 4864, (1, 4864)),
+          ({"atoms": PACKED.data[:0]}, 4, 32, 1, 4864, (0, 1, 4864)),
+          ({"atoms": torch.zeros(32769, 1, 1)}, 4, 32, 1, 4864, (32769, 1, 1)))),
+    ({"atoms": PACKED.data.to(torch.int8)}, TypeError,
+     "expected atoms of dtype torch.uint8, got torch.int8 (argument 'atoms')"),
+    ({"atoms": PACKED.data.view(FP8)}, TypeError,
+     "expected atoms of dtype torch.uint8, got torch.float8_e4m3fn (argument 'atoms')"),
+    ({"atoms": torch.zeros(S, 1, 2 * 4864, dtype=torch.uint8)[..., ::2]}, ValueError,
+     "expected contiguous atoms, got strides [9728, 9728, 2] (argument 'atoms')"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "kind", "message"), LINEAR_INT4)
+def test_linear_refuses_int4_atoms(
+    changed: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    arguments = {"x": torch.zeros(M, 64), "atoms": PACKED.data, "coef": torch.zeros(S)}
+    check("atoms_linear", arguments | {"n": O, "group_size": 32} | changed, kind, message)
+
+
 PYTHON: list[tuple[Any, type[Exception], str]] = [
     (lambda: wlib.atoms_reconstruct(torch.zeros(S, O, I), torch.zeros(L, S).half()), TypeError,
      "wlib::atoms_reconstruct: expected coef of dtype torch.float32, got torch.float16 "
@@ -173,6 +213,8 @@ PYTHON: list[tuple[Any, type[Exception], str]] = [
                                [INT4, wlib.Int4Weight.quantize(torch.ones(O, 64), 32)],
                                torch.zeros(S)), ValueError,
      "wlib.atoms_linear: expected INT4 weights of [4, 32], got [4, 64] (argument 'atoms')"),
+    (lambda: wlib.atoms_linear(torch.zeros(M, 96), PACKED, torch.zeros(S)), ValueError,
+     "wlib.atoms_linear: expected x of shape [..., 64], got [5, 96] (argument 'x')"),
     (lambda: wlib.atoms_from_layers([], 1), ValueError,
      "wlib.atoms_from_layers: expected at least one weight, got none (argument 'weights')"),
     (lambda: wlib.atoms_from_layers([torch.zeros(2), torch.zeros(3)], 1), ValueError,

@@ -36,6 +36,32 @@ def attention(**changed: Any) -> None:
     wlib.attention_prefill(**arguments | changed)
 
 
+def vllm_tensors(blocks: int = 3) -> dict[str, torch.Tensor]:
+    codes, scales = torch.zeros(blocks, 16, 2, 32, dtype=torch.uint8), torch.ones(blocks, 16, 2)
+    return {"k": codes, "v": codes.clone(), "k_scale": scales, "v_scale": scales.clone()}
+
+
+def vllm(**changed: Any) -> None:
+    wlib.VllmInt4Cache(**vllm_tensors() | changed)
+
+
+def vllm_attention(
+    blocks: int = 3, place: dict[str, torch.Tensor] | None = None, **changed: Any
+) -> None:
+    """As `attention`, over blocks of 16 tokens; `place` replaces tensors of a cache that exists."""
+    kv = wlib.VllmInt4Cache(**vllm_tensors(blocks))
+    for name, tensor in (place or {}).items():
+        setattr(kv, name, tensor)
+    table = torch.tensor([[0, 1, 2, 0, 1], [2, 0, 0, 0, 0]], dtype=torch.int32)
+    attention(**{"kv": kv, "page_table": table} | changed)
+
+
+def vllm_append(**changed: Any) -> None:
+    kv = wlib.VllmInt4Cache(**vllm_tensors())
+    tokens = {"k": torch.zeros(5, 2, 64), "v": torch.zeros(5, 2, 64)}
+    kv.append(**tokens | {"slot_mapping": torch.arange(5)} | changed)
+
+
 def append(**changed: Any) -> None:
     kv = changed.pop("kv", wlib.Int4KVCache.allocate(3, 2, 64))
     arguments: dict[str, Any] = {
@@ -106,8 +132,8 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
     (attention, {"q_scale": torch.ones(5, 4).double()}, TypeError,
      "q_scale of dtype torch.float32, got torch.float64 (argument 'q_scale')"),
     (attention, {"q8": torch.zeros(5, 3, 64, dtype=FP8), "q_scale": torch.ones(5, 3)}, ValueError,
-     "k_cache of shape [blocks, kv_heads, head_dim * 32], kv_heads dividing 3 query heads, got "
-     "[3, 2, 2048] (argument 'k_cache')"),
+     "k_cache of shape [blocks, kv_heads, head_dim * 32] or [blocks, block_size, kv_heads, "
+     "head_dim / 2], kv_heads dividing 3 query heads, got [3, 2, 2048] (argument 'k_cache')"),
     (attention, {"q8": torch.zeros(5, 34, 64, dtype=FP8), "q_scale": torch.ones(5, 34)}, ValueError,
      "at most 16 query heads per KV head, got 17 (argument 'k_cache')"),
     (attention, {"q8": torch.zeros(5, 4, 128, dtype=FP8)}, ValueError,
@@ -153,6 +179,59 @@ CASES: list[tuple[Callable[..., Any], dict[str, Any], type[Exception], str]] = [
      "k with unit stride in the last dimension, got strides [256, 128, 2] (argument 'k')"),
     (append, {"v": torch.zeros(5, 2, 64).half()}, TypeError,
      "v of dtype torch.float32, got torch.float16 (argument 'v')"),
+    (vllm, {"k": torch.zeros(3, 16, 2, 32)}, TypeError,
+     "k of dtype torch.uint8, got torch.float32 (argument 'k')"),
+    (vllm, {"v_scale": torch.zeros(3, 16, 2).half()}, TypeError,
+     "v_scale of dtype torch.float32, got torch.float16 (argument 'v_scale')"),
+    (vllm, {"k": torch.zeros(3, 16, 2, 33, dtype=torch.uint8)}, ValueError,
+     "k of shape [num_blocks, block_size, num_kv_heads, head_dim / 2] with head_dim of 64, 128 or "
+     "256, got [3, 16, 2, 33] (argument 'k')"),
+    (vllm, {"v": torch.zeros(3, 16, 1, 32, dtype=torch.uint8)}, ValueError,
+     "v of shape [3, 16, 2, 32], got [3, 16, 1, 32] (argument 'v')"),
+    (vllm, {"k_scale": torch.zeros(3, 2, 16)}, ValueError,
+     "k_scale of shape [3, 16, 2], got [3, 2, 16] (argument 'k_scale')"),
+    (wlib.VllmInt4Cache.from_vllm, {"kv_cache": torch.zeros(3, 2, 16, 72)}, TypeError,
+     "kv_cache of dtype torch.uint8 or torch.int8, got torch.float32 (argument 'kv_cache')"),
+    (wlib.VllmInt4Cache.from_vllm, {"kv_cache": torch.zeros(3, 16, 72).char()}, ValueError,
+     "kv_cache of shape [num_blocks, 2, block_size, num_kv_heads, head_dim / 2 + 4] or "
+     "[num_blocks, num_kv_heads, block_size, head_dim + 8], got [3, 16, 72] "
+     "(argument 'kv_cache')"),
+    (wlib.VllmInt4Cache.from_vllm, {"kv_cache": torch.zeros(3, 2, 16, 74).char()[..., :72]},
+     ValueError, "rows at multiples of 4 bytes, got strides [2368, 1184, 74, 1] "
+     "(argument 'kv_cache')"),
+    (vllm_append, {"k": torch.zeros(5, 2, 64).double()}, TypeError,
+     "k of dtype torch.bfloat16 or torch.float16 or torch.float32, got torch.float64 "
+     "(argument 'k')"),
+    (vllm_append, {"v": torch.zeros(5, 2, 64).half()}, TypeError,
+     "v of dtype torch.float32, got torch.float16 (argument 'v')"),
+    (vllm_append, {"k": torch.zeros(5, 3, 64)}, ValueError,
+     "k of shape [T, 2, 64], got [5, 3, 64] (argument 'k')"),
+    (vllm_append, {"v": torch.zeros(4, 2, 64)}, ValueError,
+     "v of shape [5, 2, 64], got [4, 2, 64] (argument 'v')"),
+    (vllm_append, {"slot_mapping": torch.arange(5).int()}, TypeError,
+     "slot_mapping of dtype torch.int64, got torch.int32 (argument 'slot_mapping')"),
+    (vllm_append, {"slot_mapping": torch.arange(4)}, ValueError,
+     "slot_mapping of shape [5], got [4] (argument 'slot_mapping')"),
+    (vllm_append, {"slot_mapping": torch.arange(44, 49)}, ValueError,
+     "slots below 48, got 48 (argument 'slot_mapping')"),
+    (vllm_append, {"v": torch.zeros(5, 2, 64, device="meta")}, ValueError,
+     "v on cpu, got meta (argument 'v')"),
+    (vllm_attention, {"place": {"v": torch.zeros(3, 16, 1, 32, dtype=torch.uint8)}}, ValueError,
+     "v_cache of shape [3, 16, 2, 32], got [3, 16, 1, 32] (argument 'v_cache')"),
+    (vllm_attention, {"place": {"k": torch.zeros(3, 0, 2, 32, dtype=torch.uint8)}}, ValueError,
+     "k_cache of shape [blocks, kv_heads, head_dim * 32] or [blocks, block_size, kv_heads, "
+     "head_dim / 2], kv_heads dividing 4 query heads, got [3, 0, 2, 32] (argument 'k_cache')"),
+    (vllm_attention, {"place": {"k": torch.zeros(3, 16, 2, 32).char()}}, TypeError,
+     "k_cache of dtype torch.uint8, got torch.int8 (argument 'k_cache')"),
+    (vllm_attention, {"place": {"v": torch.zeros(3, 16, 2, 64).byte()[..., ::2]}}, ValueError,
+     "v_cache with neighbouring bytes of a head, got strides [2048, 128, 64, 2] "
+     "(argument 'v_cache')"),
+    (vllm_attention, {"place": {"k_scale": torch.zeros(3, 2, 16)}}, ValueError,
+     "k_scale of shape [3, 16, 2], got [3, 2, 16] (argument 'k_scale')"),
+    (vllm_attention, {"seqused_k": ints(81, 10)}, ValueError,
+     "seqused_k from 0 to 80, the page table's columns times 16, got 81 (argument 'seqused_k')"),
+    (vllm_attention, {"blocks": 2}, ValueError,
+     "blocks from 0 to 1, got 2 (argument 'page_table')"),
     (append, {"v": torch.zeros(4, 2, 64)}, ValueError,
      "v of shape [5, 2, 64], got [4, 2, 64] (argument 'v')"),
     (append, {"k": torch.zeros(5, 3, 64), "v": torch.zeros(5, 3, 64)}, ValueError,

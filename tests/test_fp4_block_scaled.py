@@ -11,6 +11,8 @@ import wlib_probe
 from torch import Tensor
 
 import wlib
+from wlib import _block_scaled
+from wlib.fp4_recipe import RECIPES
 
 FORMATS = ("mxfp4", "nvfp4")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,3 +103,45 @@ def test_a_nan_reaches_its_row() -> None:
     nan = wlib.fp4_matmul(wlib.fp4_quantize(x, swizzle="128x4"), quantize(8, 64)).isnan()
     assert nan[1].all()
     assert nan.sum() == 8
+
+
+def test_scales_are_laid_out_as_the_quantiser_does() -> None:
+    x = torch.randn(130, 160)
+    for format in FORMATS:
+        plain, swizzled = (wlib.fp4_quantize(x, format, swizzle=s) for s in ("none", "128x4"))
+        assert plain.scales is not None
+        assert swizzled.scales is not None
+        scales = _block_scaled.swizzled(plain.scales)
+        assert scales.dtype == swizzled.scales.dtype
+        assert torch.equal(scales.view(torch.uint8), swizzled.scales.view(torch.uint8))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_multiply_the_same_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU has this mode too: a layer as on Blackwell, odd sizes, against one with carriers."""
+    x, w, dy = torch.randn(37, 50), torch.randn(19, 50), torch.randn(37, 19)
+
+    def layer() -> list[Tensor]:
+        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+        y = wlib.fp4_linear(*leaves, recipe=name, state=wlib.fp4_state(3))
+        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+    expected = layer()
+    modes = []
+    multiply = _block_scaled.multiply
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: True)
+    monkeypatch.setattr(
+        _block_scaled, "multiply", lambda *args: modes.append(name) or multiply(*args)
+    )
+    for got, plain in zip(layer(), expected, strict=True):
+        # Sums of the same products, at most 128 of them, in another order.
+        torch.testing.assert_close(got, plain, rtol=0, atol=1e-4 * plain.abs().max().item())
+    assert len(modes) == 3
+
+
+def test_which_devices_are_served() -> None:
+    assert not _block_scaled.serves(torch.device("cpu"))
+    rows = _block_scaled._ROWS
+    for arch in ("sm_100a", "sm_120a"):
+        built = arch in wlib.info().cuda_kernels
+        assert (f"{arch}, mode block_scaled" in rows) == built

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import wlib
 from example_modules import example
-from wlib import _ops_fp4_linear
+from wlib._ops import fp4_linear as ops_fp4_linear
 from wlib.fp4_recipe import RECIPES
 from wlib.nn import FP4Linear
 
@@ -82,13 +82,13 @@ def test_every_product_is_one_that_the_gpu_has_a_kernel_for(
 ) -> None:
     """Two carriers or two packed matrices, rows of a multiple of 32; docs/design/fp4_matmul.md."""
     seen = []
-    multiply = _ops_fp4_linear._multiply
+    multiply = ops_fp4_linear._multiply
 
     def recorded(a: list[Tensor], b: list[Tensor], *rest: Any) -> Tensor:
         seen.append((a, b))
         return multiply(a, b, *rest)
 
-    monkeypatch.setattr(_ops_fp4_linear, "_multiply", recorded)
+    monkeypatch.setattr(ops_fp4_linear, "_multiply", recorded)
     x, w, dy = problem(5, 17, 9)
     got = gradients(dataclasses.replace(RECIPES[name], **switch), x, w, dy)
     assert min(map(cosine, got, (x @ w.T, dy @ w, dy.T @ x))) > 0.9

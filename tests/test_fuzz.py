@@ -21,7 +21,7 @@ from test_rebuild import expected, form_operands
 from wlib.reference import atoms as atoms_reference
 from wlib.reference import fp4 as fp4_reference
 from wlib.reference import int4fp8 as int4fp8_reference
-from wlib.reference import sparse as sparse_reference
+from wlib.reference import sparse_lowrank as sparse_reference
 
 LONG = os.environ.get("WLIB_FUZZ") == "long"
 fuzz = settings(

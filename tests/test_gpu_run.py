@@ -31,6 +31,16 @@ def test_a_run_ends_within_eight_minutes(tmp_path: Path) -> None:
     ]
 
 
+def test_the_steps_run_every_test_and_the_long_ones_last(tmp_path: Path) -> None:
+    steps = {step.name: step.commands[""] for step in gpu_run.planned_steps(tmp_path, cpu=False)
+             if "" in step.commands}  # fmt: skip
+    run = [Path(word).name for word in steps["first"] + steps["tests"] if word.endswith(".py")]
+    assert sorted(run) == sorted(file.name for file in (ROOT / "tests/gpu").glob("test_*.py"))
+    assert run[0] == "test_first.py"
+    assert run[-4:] == list(gpu_run.LAST)
+    assert [*steps][-1] == "bench"
+
+
 def test_output_is_passed_on_with_the_name_of_its_command(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -48,7 +58,7 @@ def test_a_failing_command_is_named_and_the_next_step_runs() -> None:
         Step("elsewhere", 20, {"x": ["no-such-tool"], "y": ["no-such-tool", "again"]}),
         Step("in part", 20, {"x": ["no-such-tool"], "y": python("raise SystemExit(1)")}),
     ]
-    results = run_steps(steps, io.StringIO())
+    results = run_steps(steps, io.StringIO(), list)
     assert [result.status for result in results] == [
         "x: exit code 3",
         "passed",
@@ -75,10 +85,29 @@ def test_a_step_out_of_time_is_stopped_with_its_children(tmp_path: Path) -> None
 def test_a_step_gets_the_time_the_earlier_ones_left() -> None:
     log = io.StringIO()
     steps = [Step("quick", 50, {"": python("")}), Step("next", 7, {"": python("")})]
-    run_steps(steps, log)
+    run_steps(steps, log, list)
     limits = [int(line.split()[-3]) for line in log.getvalue().splitlines() if "at most" in line]
     assert limits[0] == 50
     assert 40 < limits[1] <= 57
+
+
+def test_a_command_learns_how_long_it_has(capfd: pytest.CaptureFixture[str]) -> None:
+    words = [PYTHON, "-c", "import sys; print(sys.argv[1])", "--seconds={seconds}"]
+    assert run_step(Step("told", 99, {"": words}), 20.0, io.StringIO()).status == "passed"
+    assert capfd.readouterr().out == "--seconds=17\n"
+
+
+def test_the_summary_is_written_after_every_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = "import pathlib, sys; sys.exit('| first |' not in pathlib.Path(sys.argv[1]).read_text())"
+    steps = [
+        Step("first", 20, {"": python("")}),
+        Step("second", 20, {"": [*python(seen), str(tmp_path / "summary.md")]}),
+    ]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(gpu_run, "planned_steps", lambda out, cpu: steps)
+    assert gpu_run.main(["--cpu", f"--out={tmp_path}"]) == 0
 
 
 def test_exit_code_and_summary_of_a_run_with_a_failure(

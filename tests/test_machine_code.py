@@ -15,7 +15,7 @@ from source_tree import BUILD, compile_command
 from wlib._load import library_path, text
 
 # A hand-written kernel takes 2 to 6 s to compile; a cold CI run has 15 minutes for all of them.
-MAX_KERNELS = 120
+MAX_KERNELS = 130
 WEIGHTS_PER_WGMMA = 8  # per thread, in the decode kernel: 64 weights and 8 wgmmas a tile
 MAX_ALU_PER_WEIGHT = 0.75
 
@@ -58,7 +58,7 @@ def test_nothing_is_spilled_or_kept_in_local_memory(kernels: dict[str, Kernel]) 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_fp16_scores_take_fewer_instructions(kernels: dict[str, Kernel], head_dim: int) -> None:
     """Per step of 32 scores a thread. With 256 channels FP32's step may also skip its wgmmas."""
-    name = "prefill::attention_kernel<AttentionConfig<{}, {}>>"
+    name = "prefill::attention_kernel<AttentionConfig<{}, {}, false>>"
     fp32, fp16 = (kernels[name.format(head_dim, half)].step for half in ("false", "true"))
     assert fp32 - fp16 >= 2 * 32
     assert fp16 <= 13 * 32

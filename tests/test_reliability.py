@@ -12,12 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_large
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import wlib
-from op_calls import Sample, bits, bits_of, digest, named_arguments, placed, tensors
+from op_calls import (
+    VIEWS,
+    Sample,
+    bits,
+    bits_far_apart,
+    bits_of,
+    digest,
+    matrices,
+    named_arguments,
+    placed,
+    tensors,
+    views,
+)
 from op_samples import samples
 from op_samples.int4fp8 import packed
 from source_tree import ROOT
@@ -147,16 +160,6 @@ def test_nothing_around_operands_is_read_or_written(sample: Sample, poison: int)
     assert surrounded(sample, poison)
 
 
-def matrices(sample: Sample) -> list[tuple[str, int]]:
-    """Tensors with rows that could lie apart."""
-    return [
-        (key, i)
-        for key, value in named_arguments(sample).items()
-        for i, leaf in enumerate(pytree.tree_leaves(value))
-        if isinstance(leaf, Tensor) and leaf.numel() > leaf.shape[-1:].numel()
-    ]
-
-
 def refusal(sample: Sample, key: str, i: int) -> str | None:
     """What an op says to 64 poisoned elements between the rows of a matrix; None if it takes it."""
     try:
@@ -164,16 +167,6 @@ def refusal(sample: Sample, key: str, i: int) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-# Arguments whose rows may lie apart; wherever else, the op may copy them or refuse them.
-VIEWS = {
-    "fp8_quantize x", "rms_norm_fp8_quantize x", "rms_norm_fp8_quantize residual",
-    "silu_mul_fp8_quantize gate_up", "fp8_group_sums xq", "int4fp8_gemm x",
-    "int4fp8_gemm_grouped x", "quantize_q_fp8 q", "append_kv_int4 k", "append_kv_int4 v",
-    "tile_sparse_matmul x", "tile_sampled_matmul dy", "tile_sampled_matmul x",
-    "fp4_quantize x", "hadamard x",
-}  # fmt: skip
 
 
 def test_rows_that_lie_apart_are_seen_through_or_refused() -> None:
@@ -185,6 +178,19 @@ def test_rows_that_lie_apart_are_seen_through_or_refused() -> None:
             if message is None:
                 taken.add(f"{sample[0].split('.')[0]} {key}")
     assert taken >= VIEWS, VIEWS - taken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reserves memory as Linux does")
+@pytest.mark.parametrize(("sample", "key", "i"), views(), ids=sorted(VIEWS))
+def test_rows_beyond_2_to_31_elements(sample: Sample, key: str, i: int) -> None:
+    """Where the offset of the last row does not fit into 32 bits."""
+    assert bits_far_apart(sample, key, i) == bits(sample)
+
+
+@pytest.mark.parametrize("name", test_large.CASES)
+def test_what_a_gpu_checks_beyond_2_to_31_elements_holds_here(name: str) -> None:
+    check, _, sizes = test_large.CASES[name]
+    check(*sizes, 100, "cpu")
 
 
 # --- batches ------------------------------------------------------------------------------------

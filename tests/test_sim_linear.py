@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from linear_problems import make_case
-from rebuild_problems import as_float
+from rebuild_problems import as_float, as_type
 from sim_problems import probe
+from wlib import Int4Weight, pack_experts
 
 TYPES = (np.uint16, np.float16)
 TIMINGS = ("random", "lazy", "eager")
@@ -40,20 +41,63 @@ def test_exact_problems_match_bit_for_bit(
     assert case.run() == ([], True)
 
 
+INT4_SIZES = (  # tokens, atoms, rows, columns, group size: tails, all groups of a tile, shares
+    (1, 1, 1, 32, 32),
+    (5, 3, 130, 160, 32),
+    (33, 2, 300, 192, 64),
+    (7, 9, 70, 384, 128),
+    (9, 131, 6, 32, 32),
+)
+
+
+@pytest.mark.parametrize("size", INT4_SIZES)
+@pytest.mark.parametrize("seed", range(2))
+def test_exact_problems_with_int4_atoms(size: tuple[int, int, int, int, int], seed: int) -> None:
+    case = make_case(
+        np.random.default_rng(seed), TYPES[seed], *size[:4], own=seed != 1, extras=seed != 1,
+        ctas=1 + seed, group_size=size[4],
+        options={"seed": seed, "timing": TIMINGS[seed], "preempt_every": (0, 400)[seed]},
+    )  # fmt: skip
+    assert case.run() == ([], True)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
-def test_result_does_not_depend_on_the_schedule_and_is_within_the_bound(dtype: Any) -> None:
-    """Chains of additions: 64 products, 36 summands of a share, two shares, the bias."""
+def test_every_int4_code_is_taken_exactly(dtype: Any) -> None:
+    """Token m is 1 in column m alone; row n has codes n + k."""
+    case = make_case(np.random.default_rng(0), dtype, 32, 1, 64, 32, extras=False, group_size=32)
+    case.x = as_type(np.eye(32), dtype)
+    codes = (np.add.outer(np.arange(64), np.arange(32)) & 15).astype(np.uint8)
+    scale = 2.0 ** torch.arange(64).remainder(7)[:, None].bfloat16()
+    packed = torch.from_numpy(codes[:, 0::2] | codes[:, 1::2] << 4)
+    case.atoms = pack_experts([Int4Weight(packed, scale)])
+    case.coef[:] = 1
+    assert case.run() == ([], True)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("size", "group_size", "terms"),
+    [  # chains of additions: products, groups, summands of a share, two shares, the bias
+        ((7, 3, 70, 520), 0, 64 + 36 + 2 + 1),
+        ((7, 9, 70, 384), 32, 32 + 4 + 22 + 2 + 1),
+    ],
+)
+def test_result_does_not_depend_on_the_schedule_and_is_within_the_bound(
+    dtype: Any, size: tuple[int, int, int, int], group_size: int, terms: int
+) -> None:
     results = set()
     for ctas, options in ((1, {"seed": 1}), (3, {"seed": 2, "preempt_every": 500})):
         rng = np.random.default_rng(9)
-        case = make_case(rng, dtype, 7, 3, 70, 520, exact=False, ctas=ctas, options=options)
+        case = make_case(
+            rng, dtype, *size, exact=False, group_size=group_size, ctas=ctas, options=options
+        )
         assert case.simulate() == []
         assert case.out is not None
         results.add(case.out.tobytes())
     assert len(results) == 1
     true = case.reference()
     out_type = torch.bfloat16 if dtype is np.uint16 else torch.float16
-    bound = true.bound(64 + 36 + 2 + 1, out_type).numpy()
+    bound = true.bound(terms, out_type).numpy()
     assert (np.abs(as_float(case.out) - true.value.numpy()) <= bound).all()
 
 
@@ -78,14 +122,16 @@ def test_nan_of_a_token_stays_with_it() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "plan"),
-    [  # tokens, rows, columns, atoms, columns of a step -> blocks of the first, chunks, shares
-        ((1, 4096, 4096, 8, 64), [1, 32, 1, 64, 4]),  # of tokens, rows, atoms
-        ((1, 4096, 4096, 8, 128), [1, 32, 1, 32, 4]),
-        ((64, 14336, 4096, 8, 64), [1, 112, 1, 64, 7]),
-        ((65, 768, 768, 4, 64), [2, 6, 1, 12, 3]),
-        ((1, 1, 8, 129, 64), [1, 1, 2, 1, 1]),
-        ((1, 64, 4096, 1, 64), [1, 1, 1, 64, 4]),
-        ((8192, 4096, 4096, 8, 64), [128, 32, 1, 64, 1]),
+    [  # tokens, rows, columns, atoms, their bits -> blocks of the first, chunks, shares
+        ((1, 4096, 4096, 8, 16), [1, 32, 1, 64, 4]),  # of tokens, rows, atoms
+        ((1, 4096, 4096, 8, 8), [1, 32, 1, 32, 4]),
+        ((1, 4096, 4096, 8, 4), [1, 22, 1, 32, 6]),
+        ((64, 14336, 4096, 8, 16), [1, 112, 1, 64, 7]),
+        ((65, 768, 768, 4, 16), [2, 6, 1, 12, 3]),
+        ((65, 768, 768, 4, 4), [3, 4, 1, 6, 1]),
+        ((1, 1, 8, 129, 16), [1, 1, 2, 1, 1]),
+        ((1, 64, 4096, 1, 16), [1, 1, 1, 64, 4]),
+        ((8192, 4096, 4096, 8, 16), [128, 32, 1, 64, 1]),
     ],
 )
 def test_plan(sizes: tuple[int, int, int, int, int], plan: list[int]) -> None:

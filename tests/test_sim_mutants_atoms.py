@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from rebuild_problems import draw_layer
-from sim.mutants_atoms import MUTANTS
+from sim.mutants.atoms import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
-from sim_atoms import DISTS, AtomsCase, CombineCase, ExpandCase, LayersCase, ProjectCase, StepCase
+from sim_atoms import AtomsCase, CombineCase, StepCase
 
 
 def make_cases() -> Cases:
@@ -26,16 +25,8 @@ def make_cases() -> Cases:
         StepCase("lion", options, resident=False),
         StepCase("adamw", options, resident=False, shape=(3, 1, 1025)),
         CombineCase(3, 2, (5, 0, 1024, 1025, 3, 2050, 0), options),
-        *(ProjectCase(dist, 10, 4101, options, parts=2) for dist in DISTS),
-        ProjectCase("sign", 10, 4101, options),
     ]
-    rebuild: list[Any] = [ExpandCase(dist, 9, 5003, {"seed": 1}) for dist in DISTS]
-    sizes = ((70, 140, 17), (66, 130, 20), (72, 144, 12), (72, 144, 12))
-    for seed in range(2):
-        rng = np.random.default_rng(seed)
-        layers = [draw_layer(rng, form, np.float32, size=s) for form, s in enumerate(sizes)]
-        rebuild.append(LayersCase(layers, {"seed": seed}))
-    return {"sim_atoms.cpp": atoms, "sim_rebuild.cpp": rebuild}
+    return {"sim_atoms.cpp": atoms}
 
 
 class TestPlantedBugs(PlantedBugs):

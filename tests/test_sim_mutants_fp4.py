@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fp4_problems import HadamardCase, QuantizeCase, draw, packed, random_signs
-from sim.mutants_fp4 import MUTANTS
+from sim.mutants.fp4 import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fp4_matmul_problems import MatmulCase, carrier, mxfp4, nvfp4
-from sim.mutants_fp4_matmul import MUTANTS
+from sim.mutants.fp4_matmul import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 
@@ -18,13 +18,16 @@ def make_cases() -> Cases:
     for seed, timing in enumerate(("random", "lazy")):
         rng = np.random.default_rng(seed)
         more: dict[str, Any] = {"ctas": 1 + seed % 2, "options": {"seed": seed, "timing": timing}}
-        wide = mxfp4(rng, 131, 640)
-        wide.arrays["scales"][:, 3] -= 60
+        unfolded = mxfp4(rng, 131, 640)
+        if seed == 0:
+            unfolded.arrays["scales"][:, 3] -= 60
+        else:
+            unfolded.arrays["scales"][130, 3] = 255  # NaN
         cases += [
             MatmulCase(carrier(rng, 130, 640, False), carrier(rng, 135, 640, True), **more),
             MatmulCase(mxfp4(rng, 130, 640), mxfp4(rng, 135, 640), **more),
             MatmulCase(mxfp4(rng, 130, 320), nvfp4(rng, 135, 320), "bf16", **more),
-            MatmulCase(one_block(wide, 3), one_block(mxfp4(rng, 135, 640), 3), **more),
+            MatmulCase(one_block(unfolded, 3), one_block(mxfp4(rng, 135, 640), 3), **more),
         ]
     return {"sim_fp4_matmul.cpp": cases}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from grouped_problems import grouped_problem
 from quantize_problems import GroupSumsCase, QuantizeCase
-from sim.mutants_grouped import MUTANTS
+from sim.mutants.int4fp8.grouped import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from sim_problems import COOPERATIVE_INSTANCES, INSTANCES, GemmCase, Shape, exact_problem

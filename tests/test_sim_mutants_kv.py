@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kv_problems import AppendCase, QueriesCase, append_case, case_beyond, queries_case, slots_of
-from sim.mutants_kv import MUTANTS
+from sim.mutants.kv import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 

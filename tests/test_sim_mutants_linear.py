@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from linear_problems import make_case
-from sim.mutants_linear import MUTANTS
+from sim.mutants.linear import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 

@@ -8,7 +8,7 @@ import torch
 
 from attention_calls import AttentionCase
 from attention_problems import call
-from sim.mutants_prefill import MUTANTS
+from sim.mutants.prefill import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
 from test_prefill import make

@@ -185,6 +185,45 @@ def test_wgmma_f16_reads_operands_where_cute_puts_them(register_a):
         np.testing.assert_array_equal(d, a.astype(np.float32) @ b.astype(np.float32).T)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["bf16", "f16"])
+def test_mma_reads_fragments_where_cute_puts_them(half):
+    rng = np.random.default_rng(1)
+    for seed in range(3):
+        a, b = (rng.integers(-8, 9, (rows, 16)).astype(np.float32) for rows in (16, 8))
+        d = rng.integers(-99, 100, (16, 8)).astype(np.float32)
+        want = d + a @ b.T
+        a, b = (x.astype(np.float16) if half else to_bf16(x) for x in (a, b))
+        assert probe.mma(a, b, d, probe.Options(seed=seed, preempt_every=3)).findings == []
+        np.testing.assert_array_equal(d, want)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("first", [0, 13])
+def test_matrix_loads_give_each_lane_two_numbers_of_each_matrix(first, transposed):
+    """Rows as the lanes give them; register m of lane i holds row i / 4, columns i % 4 * 2 on."""
+    x = np.arange(256, dtype=np.uint16).reshape(32, 8)
+    out = np.zeros((32, 4), np.uint32)
+    options = probe.Options(seed=first, preempt_every=3)
+    assert probe.load_matrices(x, out, first, transposed, options).findings == []
+    matrices = np.roll(x, -first, axis=0).reshape(4, 8, 8)
+    matrices = matrices.transpose(0, 2, 1) if transposed else matrices
+    pairs = matrices.reshape(4, 32, 2).transpose(1, 0, 2)
+    np.testing.assert_array_equal(out.view(np.uint16).reshape(32, 4, 2), pairs)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float16], ids=["bf16", "f16"])
+@pytest.mark.parametrize("mn_major", [False, True], ids=["k-major", "mn-major"])
+def test_wide_wgmma_reads_operands_where_cute_puts_them(mn_major, dtype):
+    rng = np.random.default_rng(1)
+    for seed, timing in enumerate(TIMINGS):
+        a, b = (rng.integers(-8, 9, (rows, 64)).astype(np.float32) for rows in (64, 256))
+        d = np.full((64, 256), np.nan, np.float32)
+        stored = [to_bf16(x) if dtype == np.uint16 else x.astype(dtype) for x in (a, b)]
+        options = probe.Options(seed=seed, timing=timing)
+        assert probe.wgmma(*stored, d, False, options, mn_major=mn_major).findings == []
+        np.testing.assert_array_equal(d, a @ b.T)
+
+
 def test_truncated_accumulation_keeps_thirteen_bits_below_the_largest_addend():
     """256 + 2^-5 keeps its bit 13; 256 + 2^-6 loses it, towards zero for either sign."""
     code = {value: int(np.flatnonzero(value == E4M3)[0]) for value in (16.0, 1.0, 2**-5, 2**-6)}
@@ -213,17 +252,19 @@ def test_wgmma_nan_reaches_exactly_its_row_and_column():
 @pytest.mark.parametrize(
     ("row", "column"), [(0, 0), (0, 128), (64, 0), (-3, 0), (0, -16), (100, 40)]
 )
-def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row, column):
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_tensor_copy_swizzles_like_cute_and_fills_with_zeros(rows, columns, row, column, width):
     rng = np.random.default_rng(rows)
     stride = (columns + 31) // 16 * 16
     memory = rng.integers(1, 256, rows * stride).astype(np.uint8)
     x = memory.reshape(rows, stride)[:, :columns]
-    out = np.full((64, 128), 255, np.uint8)
+    out = np.full((64, width), 255, np.uint8)
     report = probe.tensor_load(x, column, row, True, out, probe.Options(seed=rows))
     assert report.findings == []
     padded = np.zeros((400, 800), np.uint8)
     padded[100 : 100 + rows, 200 : 200 + columns] = x
-    np.testing.assert_array_equal(out, padded[100 + row : 164 + row, 200 + column : 328 + column])
+    inside = padded[100 + row : 164 + row, 200 + column : 200 + column + width]
+    np.testing.assert_array_equal(out, inside)
 
 
 @pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 32), (-1, 0), (0, 8), (9, 60)])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import wlib
 from wlib.nn import SparseLowRankLinear
-from wlib.reference import sparse as reference
+from wlib.reference import sparse_lowrank as reference
 from wlib.reference.atoms import F32_EPS, Reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -105,6 +105,15 @@ def test_exact_products_match_bit_for_bit(
     assert torch.equal(y, (exact + bias.double() + base.double()).to(dtype))
     plain = OPS.tile_sparse_matmul(x, values, *places, 300, 200, transposed)
     assert torch.equal(plain, exact.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_are_rounded_to_the_type_of_16_bit_activations(dtype: torch.dtype) -> None:
+    support = wlib.sparse_support(40, 30, 0.2)
+    values, x = torch.randn(support.count), torch.randn(9, 30).to(dtype)
+    places = support.positions, support.offsets
+    y = OPS.tile_sparse_matmul(x, values, *places, 40, 30)
+    assert torch.equal(y, OPS.tile_sparse_matmul(x, values.to(dtype), *places, 40, 30))
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])

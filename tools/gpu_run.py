@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "build" / "gpu"
 PYTHON = sys.executable
 GPU_SUITES = "large,llama3-8b,mixtral-8x7b"
+LAST = ("test_large.py", "test_programs.py", "test_runtime.py", "test_timing.py")  # long ones
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def planned_steps(out: Path, cpu: bool) -> list[Step]:
     pytest = [PYTHON, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", "-vv", "-ra"]
     tests = ROOT / "tests" / "gpu"
     first = str(tests / "test_first.py")
+    files = sorted(tests.glob("test_*.py"), key=lambda file: (file.name in LAST, file.name))
+    others = [str(file) for file in files if str(file) != first]
     seconds = 2 if cpu else 15  # per device
     expandable = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
     cases = [PYTHON, str(tests / "sanitizer_cases.py"), "cpu" if cpu else "cuda"]
@@ -74,18 +77,25 @@ def planned_steps(out: Path, cpu: bool) -> list[Step]:
     bench += [f"--summary={out / 'bench.md'}"]
     bench += [f"--plot={out / 'bench.png'}"] if find_spec("matplotlib") else []
     bench += ["--cpu", "--quick", "--shapes=tiny"] if cpu else [f"--shapes={GPU_SUITES}"]
+    bench += [] if cpu else ["--seconds={seconds}"]
+    programs = [str(tests / name) for name in ("test_runtime.py", "test_programs.py")]
     return [
-        Step("environment", 30, {"wlib": [PYTHON, "-m", "wlib", "info"]} | ({} if cpu else gpu)),
-        Step("first", 45, {"": [*pytest, first]}),
-        Step("selftest", 45, {"": [PYTHON, "-m", "wlib", "selftest", f"--seconds={seconds}"]}),
-        Step("tests", 110, {"": [*pytest, str(tests), f"--ignore={first}"]}),
-        Step("expandable", 40, {"": [*pytest, first, str(tests / "test_runtime.py")]}, expandable),
-        Step("sanitizer", 80, {"": cases} if cpu else checks, uncached),
+        Step("environment", 20, {"wlib": [PYTHON, "-m", "wlib", "info"]} | ({} if cpu else gpu)),
+        Step("first", 40, {"": [*pytest, first]}),
+        # Every family once, the kernels that no GPU has run yet included, before anything long.
+        Step("families", 30, {"": cases}),
+        Step("selftest", 40, {"": [PYTHON, "-m", "wlib", "selftest", f"--seconds={seconds}"]}),
+        Step("tests", 105, {"": [*pytest, *others]}),
+        Step("expandable", 40, {"": [*pytest, first, *programs, "-k", "not threads"]}, expandable),
+        # On a CPU there is nothing to add to what the families' step has run.
+        Step("sanitizer", 75, {"": [PYTHON, "-c", ""]} if cpu else checks, uncached),
         Step("bench", 120, {"": bench}),
     ]
 
 
-def run_steps(steps: Sequence[Step], log: IO[str]) -> list[Result]:
+def run_steps(
+    steps: Sequence[Step], log: IO[str], after_each: Callable[[Sequence[Result]], object]
+) -> list[Result]:
     """Run the steps one after the other; each may also use the time that those before it left."""
     start = time.monotonic()
     results: list[Result] = []
@@ -94,14 +104,22 @@ def run_steps(steps: Sequence[Step], log: IO[str]) -> list[Result]:
         _say(f"=== [{number}/{len(steps)}] {step.name}, at most {limit_s:.0f} s ===\n", log)
         results.append(run_step(step, limit_s, log))
         _say(f"=== {step.name}: {results[-1].status}, {results[-1].seconds:.1f} s ===\n", log)
+        after_each(results)
     return results
 
 
 def run_step(step: Step, limit_s: float, log: IO[str]) -> Result:
-    """Run one step, its output going to the terminal and to `log` as it comes."""
+    """Run one step, its output going to the terminal and to `log` as it comes.
+
+    "{seconds}" in a command becomes the time within which it should end by itself.
+    """
     start = time.monotonic()
     found = {label: args for label, args in step.commands.items() if shutil.which(args[0])}
-    processes = {label: _start(args, step) for label, args in found.items()}
+    seconds = str(max(1, int(0.85 * limit_s)))  # the rest is for what it does at its end
+    processes = {
+        label: _start([word.replace("{seconds}", seconds) for word in args], step)
+        for label, args in found.items()
+    }
     lock = threading.Lock()
     readers = [
         threading.Thread(target=_pass_on, args=(process.stdout, label, log, lock))
@@ -214,12 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = planned_steps(out.resolve(), args.cpu)
     if args.steps:
         steps = [step for step in steps if step.name in args.steps.split(",")]
-    with (out / "run.log").open("w") as log:
-        results = run_steps(steps, log)
-    bench = out / "bench.md"
-    text = summary(results, name, bench.read_text() if bench.is_file() else "")
-    (out / "summary.md").write_text(text)
-    print(f"{text}\n{out}")
+
+    def write_summary(results: Sequence[Result]) -> str:
+        bench = out / "bench.md"
+        text = summary(results, name, bench.read_text() if bench.is_file() else "")
+        (out / "summary.md").write_text(text)
+        return text
+
+    with (out / "run.log").open("w") as log:  # what a run has found survives its being stopped
+        results = run_steps(steps, log, write_summary)
+    print(f"{write_summary(results)}\n{out}")
     return int(any(result.failed for result in results))
 
 

@@ -1,7 +1,7 @@
 """What the machine code of every kernel holds, against the committed budget.
 
 `python tools/machine_code.py build/dev/_C.so` prints one row per kernel and exits with 1 if a row
-breaks the budget; with `--update` it writes the budget anew.
+breaks the budget, or if a kernel for Blackwell spills; with `--update` it writes the budget anew.
 """
 
 from __future__ import annotations
@@ -164,23 +164,37 @@ def readable(mangled: Iterable[str]) -> list[str]:
     return names
 
 
-def measure(library: Path) -> dict[str, Kernel]:
-    """Readable name -> counts, of every kernel in the library for sm_90a."""
+def measure_mangled(library: Path, arch: str) -> dict[str, Kernel]:
+    """Mangled name -> counts, of every kernel in the library for this architecture."""
     resources = {
         match["name"]: [int(number) for number in match.groups()[1:]]
-        for match in RESOURCES.finditer(dump(library, "-arch", "sm_90a", "-res-usage"))
+        for match in RESOURCES.finditer(dump(library, "-arch", arch, "-res-usage"))
     }
     listings = dict(
         part.split("\n", 1)
-        for part in dump(library, "-arch", "sm_90a", "-sass").split("Function : ")[1:]
+        for part in dump(library, "-arch", arch, "-sass").split("Function : ")[1:]
     )
     assert listings.keys() == resources.keys()
-    names = readable(listings)
-    kernels = {
-        name: count(instructions(listing), *resources[mangled])
-        for name, (mangled, listing) in zip(names, listings.items(), strict=True)
+    return {
+        name: count(instructions(listing), *resources[name]) for name, listing in listings.items()
     }
-    return dict(sorted(kernels.items()))
+
+
+def measure(library: Path) -> dict[str, Kernel]:
+    """Readable name -> counts, of every kernel in the library for sm_90a."""
+    kernels = measure_mangled(library, "sm_90a")
+    return dict(sorted(zip(readable(kernels), kernels.values(), strict=True)))
+
+
+def spilling(library: Path) -> list[str]:
+    """The kernels for Blackwell, which have no budget, that keep values in memory."""
+    archs = set(re.findall(r"\bsm_1\d+a\b", dump(library, "--list-elf")))
+    return [
+        f"{name} for {arch}: stack {kernel.stack}, local {kernel.local}, spills {kernel.spills}"
+        for arch in sorted(archs)
+        for name, kernel in measure_mangled(library, arch).items()
+        if kernel.stack or kernel.local or kernel.spills
+    ]
 
 
 def read_budget() -> dict[str, Kernel]:
@@ -228,7 +242,7 @@ def main() -> int:
     print(table(kernels))
     if args.update:
         write_budget(kernels)
-    broken = violations(kernels, read_budget())
+    broken = violations(kernels, read_budget()) + spilling(args.library)
     print("\n".join(broken))
     return int(bool(broken))
 

@@ -34,6 +34,7 @@ MEASURED_OPS = {
     ("atoms_reconstruct", "wlib"): "atoms_reconstruct",
     ("atoms_backward", "wlib"): "atoms_reconstruct_backward",
     ("atoms_step", "wlib"): "atoms_step_",
+    ("atoms_linear", "wlib"): "atoms_linear",
     ("lora_merge", "wlib"): "rebuild",
     ("prng_expand", "wlib"): "prng_expand",
     ("prefill", "wlib"): "attention_prefill",
@@ -130,8 +131,9 @@ def _simulated_int4fp8() -> Iterator[str]:
 
 
 def _simulated_prefill() -> Iterator[str]:
-    for dim, half in wlib_probe.attention_instances():
-        yield f"attention_kernel<AttentionConfig<{dim}, {str(half).lower()}>>"
+    for dim, half, rows in wlib_probe.attention_instances():
+        values = f"{dim}, {str(half).lower()}, {str(rows).lower()}"
+        yield f"attention_kernel<AttentionConfig<{values}>>"
     yield "combine_kernel"
     types = ("__half", "__nv_bfloat16", "float")
     for kernel in ("append", "quantize_queries"):
@@ -139,23 +141,33 @@ def _simulated_prefill() -> Iterator[str]:
 
 
 def _simulated_atoms() -> Iterator[str]:
-    yield from (f"rebuild_kernel<{capacity}>" for capacity in (8, 280))
-    yield from (
-        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
-    )
     flags = ("false", "true")
     yield from (f"reconstruct_kernel<{resident}>" for resident in flags)
     yield from (f"backward_kernel<{resident}, {update}>" for resident in flags for update in flags)
     yield "finish_kernel"
     tables = ("96, 8", "3072, 384")
     yield from (f"combine_kernel<{r}, CombineTable<{table}>>" for r in flags for table in tables)
-    for kernel in ("sparse_matmul", "sparse_sample"):
-        yield from (f"{kernel}_kernel<(FloatType){i}>" for i in range(3))
-    yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
     yield from (
-        f"linear_kernel<LinearConfig<(FloatType){i}, {fp8}>>" for i in (1, 2) for fp8 in flags
+        f"linear_kernel<LinearConfig<(FloatType){i}, (LinearAtoms){a}>>"
+        for i in (1, 2)
+        for a in range(3)
     )
     yield "linear_sum_kernel"
+
+
+def _simulated_rebuild() -> Iterator[str]:
+    products = ("FusedProducts", "TensorProducts")
+    yield from (f"rebuild_kernel<{p}, {capacity}>" for p in products for capacity in (8, 272))
+    yield from (
+        f"{name}_kernel<(Distribution){i}>" for name in ("expand", "project") for i in range(3)
+    )
+
+
+def _simulated_sparse_lowrank() -> Iterator[str]:
+    for kernel in ("sparse_matmul", "sparse_sample"):
+        yield f"{kernel}_kernel"
+        yield from (f"{kernel}_mma_kernel<(FloatType){i}>" for i in (1, 2))
+    yield from ("sparse_transpose_kernel", "sparse_sum_kernel")
 
 
 def _simulated_fp4() -> Iterator[str]:
@@ -176,6 +188,8 @@ SIMULATED = {
     "fp4": _simulated_fp4,
     "prefill": _simulated_prefill,
     "atoms": _simulated_atoms,
+    "rebuild": _simulated_rebuild,
+    "sparse_lowrank": _simulated_sparse_lowrank,
 }
 
 

@@ -6,31 +6,22 @@
 #include <vector>
 
 #include "atoms/block_kernels.h"
-#include "atoms/types.h"
 #include "cpu_isa.h"
+#include "torch/cpu_types.h"
 
 namespace wlib::atoms {
-#define WLIB_DECLARE_KERNELS(isa)                   \
-  namespace isa {                                   \
-  extern const BlockKernels<float> kFloatKernels;   \
-  extern const BlockKernels<double> kDoubleKernels; \
-  }
-WLIB_DECLARE_KERNELS(baseline)
-WLIB_DECLARE_KERNELS(avx2)
-WLIB_DECLARE_KERNELS(avx512)
-WLIB_DECLARE_KERNELS(avx512vnni)
-#undef WLIB_DECLARE_KERNELS
+
+WLIB_DECLARE_PER_ISA(BlockKernels<float>, kFloatKernels)
+WLIB_DECLARE_PER_ISA(BlockKernels<double>, kDoubleKernels)
 
 template <>
 const BlockKernels<float>& block_kernels<float>() {
-  static const auto& chosen = pick_isa(baseline::kFloatKernels, avx2::kFloatKernels,
-                                       avx512::kFloatKernels, avx512vnni::kFloatKernels);
+  static const auto& chosen = WLIB_PICK_ISA(kFloatKernels);
   return chosen;
 }
 template <>
 const BlockKernels<double>& block_kernels<double>() {
-  static const auto& chosen = pick_isa(baseline::kDoubleKernels, avx2::kDoubleKernels,
-                                       avx512::kDoubleKernels, avx512vnni::kDoubleKernels);
+  static const auto& chosen = WLIB_PICK_ISA(kDoubleKernels);
   return chosen;
 }
 

@@ -14,7 +14,8 @@ namespace wlib::atoms {
 using torch::stable::Tensor;
 
 Tensor linear(const Tensor& x, const Tensor& atoms, const Tensor& coef, std::optional<Tensor> bias,
-              std::optional<Tensor> base);
+              std::optional<Tensor> base, std::optional<int64_t> n,
+              std::optional<int64_t> group_size, int64_t layout_version);
 
 // `like` is any tensor on the CPU.
 void linear_cpu(const LinearParams& p, const Tensor& like);

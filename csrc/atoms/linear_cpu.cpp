@@ -2,13 +2,17 @@
 // is made first. Coefficients per token: each atom's product is scaled and added up.
 #include <torch/csrc/stable/ops.h>
 
+#include <bit>
+#include <cstring>
 #include <vector>
 
 #include "atoms/cpu.h"
 #include "atoms/linear.h"
-#include "atoms/types.h"
+#include "torch/cpu_types.h"
 #include "torch/empty.h"
 #include "torch/matmul.h"
+#include "wlib/layout/int4_tile.h"
+#include "wlib/numerics/odd_code.h"
 
 namespace wlib::atoms {
 namespace {
@@ -94,9 +98,64 @@ class Linear {
   Tensor x_, sums_;  // [tokens, columns], [tokens, rows]
 };
 
+// A row block of packed INT4 weights -> up to 64 rows of numbers: code times the scale of the
+// group, times that of the row, in float32.
+template <class T>
+void unpack_rows(const uint8_t* block, int64_t rows, int64_t columns, int groups, T* to) {
+  const int4::Layout layout{groups, false};
+  const int64_t tiles = int4::ceil_div(columns, int4::kTileColumns);
+  float row_scale[int4::kTileRows];
+  std::memcpy(row_scale, block + tiles * layout.tile_bytes(), sizeof row_scale);
+  for (int64_t tile = 0; tile < tiles; ++tile, block += layout.tile_bytes()) {
+    const auto put = [&](int row, int in_tile, int odd) {
+      const int64_t column = tile * int4::kTileColumns + in_tile;
+      if (row >= rows || column >= columns) return;
+      uint16_t bits;
+      const int at = in_tile * groups / int4::kTileColumns * int4::kTileRows;
+      std::memcpy(&bits, block + layout.scales_offset() + (at + int4::scale_index(row)) * 2, 2);
+      const float scale = std::bit_cast<float>(uint32_t(bits) << 16);
+      to[row * columns + column] = float((odd - 1) / 2) * scale * row_scale[row];
+    };
+    for (int byte = 0; byte < int4::kCodeBytes; ++byte) {
+      const int4::CodePosition at = int4::code_position(byte);
+      put(at.row, at.column, odd_decode_a(block[byte]));
+      put(at.row + 8, at.column, odd_decode_b(block[byte]));
+    }
+  }
+}
+
+// Packed INT4 atoms as numbers [num_atoms, rows, columns].
+template <class T>
+Tensor unpacked(const LinearParams& p, const Tensor& like) {
+  const int64_t shape[] = {p.num_atoms, p.rows, p.columns};
+  const Tensor atoms =
+      new_empty(like, shape, sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float);
+  const int64_t blocks = int4::ceil_div(p.rows, int4::kTileRows);
+  const int64_t block_bytes =
+      int4::Layout{p.int4_groups, false}.block_bytes(int4::ceil_div(p.columns, int4::kTileColumns));
+  T* to = static_cast<T*>(atoms.mutable_data_ptr());
+  torch::stable::parallel_for(0, p.num_atoms * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t row = i % blocks * int4::kTileRows;
+      unpack_rows(static_cast<const uint8_t*>(p.atoms) + i * block_bytes, p.rows - row, p.columns,
+                  p.int4_groups, to + (i / blocks * p.rows + row) * p.columns);
+    }
+  });
+  return atoms;
+}
+
 }  // namespace
 
 void linear_cpu(const LinearParams& p, const Tensor& like) {
+  if (p.int4_groups) {
+    const bool wide = p.type == FloatType::kFloat64;
+    const Tensor atoms = wide ? unpacked<double>(p, like) : unpacked<float>(p, like);
+    LinearParams numbers = p;
+    numbers.atoms = atoms.const_data_ptr();
+    numbers.atom_type = wide ? FloatType::kFloat64 : FloatType::kFloat32;
+    numbers.int4_groups = 0;
+    return linear_cpu(numbers, like);
+  }
   if (p.type == FloatType::kFloat64)
     Linear<double>(p, like).run();
   else

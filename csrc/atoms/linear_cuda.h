@@ -8,8 +8,8 @@ namespace wlib::atoms {
 
 // How many floats `partials` has room for.
 int64_t linear_partials(const LinearParams& p);
-// x of a 16-bit type, atoms too or E4M3; columns a positive multiple of 8, or of 16 for E4M3; x,
-// atoms and base at 16-byte addresses; fewer than 2^31 rows of all atoms together; at least one
+// x of a 16-bit type, atoms too, E4M3 or INT4; columns a positive multiple of 8, or of 16 for E4M3;
+// x, atoms and base at 16-byte addresses; fewer than 2^31 rows of all atoms together; at least one
 // output.
 const char* linear_cuda(const LinearParams& p, float* partials, int device, void* stream);
 

@@ -57,9 +57,6 @@ std::vector<Void*> pointers(Void* data, int64_t count, int64_t bytes) {
   for (int64_t i = 0; i < count; ++i) all[i] = static_cast<Byte*>(data) + i * bytes;
   return all;
 }
-int64_t bytes_of(FloatType type) {
-  return type == FloatType::kFloat64 ? 8 : type == FloatType::kFloat32 ? 4 : 2;
-}
 
 void check_residual(const Checker& check, const Sizes& s, const std::optional<Tensor>& a,
                     const std::optional<Tensor>& b, const Tensor& atoms, ReconstructParams* p) {
@@ -105,9 +102,9 @@ Tensor reconstruct(const Tensor& atoms, const Tensor& coef, std::optional<Tensor
   p.out_type = matching_type(check, p.atom_type, type, "out_dtype");
   const Tensor out = new_empty(atoms, s.weights, type);
   const auto atom_pointers =
-      pointers(atoms.const_data_ptr(), s.atoms, s.size() * bytes_of(p.atom_type));
+      pointers(atoms.const_data_ptr(), s.atoms, s.size() * int64_t(bytes_of(p.atom_type)));
   const auto out_pointers =
-      pointers(out.mutable_data_ptr(), s.layers, s.size() * bytes_of(p.out_type));
+      pointers(out.mutable_data_ptr(), s.layers, s.size() * int64_t(bytes_of(p.out_type)));
   p.atom = atom_pointers.data();
   p.out = out_pointers.data();
   if (atoms.is_cpu()) {

@@ -2,7 +2,7 @@
 #include "atoms/reconstruct_cuda.h"
 #include "atoms/sm90_backward.h"
 #include "atoms/sm90_tasks.h"
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::atoms {
@@ -11,7 +11,7 @@ int64_t partial_items(const ReconstructBackwardParams& p) { return chunk_grid(p)
 
 const char* reconstruct_backward_cuda(const ReconstructBackwardParams& p, int device,
                                       void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   const BackwardTask task = make_task(p);
   const int64_t bytes = backward_smem_bytes(p.num_layers, p.num_atoms);
   const bool fits = bytes <= kMaxSmem, updates = p.update.rule != UpdateRule::kNone;

@@ -10,6 +10,8 @@
 
 namespace wlib::atoms {
 
+using sm90::kRun;
+
 constexpr int kBackwardThreads = 256, kBackwardTile = 512;
 constexpr int kQuads = kBackwardTile / 4, kTileRuns = kBackwardTile / kRun;
 constexpr int kPairLayers = 8, kPairAtoms = 4;  // whose products a warp adds up at a time
@@ -80,7 +82,7 @@ WLIB_DEVICE void stage_arrays(const Arrays& arrays, const BackwardTile& tile, Fo
       counts[i] = inside ? tile.count - element : 0;
     }
     float values[kLoadsInFlight][kRun];
-    load_runs(from, arrays.type, counts, values);
+    sm90::load_runs(from, arrays.type, counts, values);
     WLIB_UNROLL
     for (int i = 0; i < kLoadsInFlight; ++i) {
       const int64_t unit = first + i * kBackwardThreads;
@@ -99,8 +101,8 @@ WLIB_DEVICE Four quad_of(const BackwardTask& p, const BackwardTile& tile, const 
   if constexpr (kResident) return staged[index * kQuads + quad];
   const Arrays& arrays = array_of(p, index);
   Four values;
-  load_quad(arrays.at(index), arrays.type, tile.offset + quad * 4, tile.count - quad * 4,
-            values.value);
+  sm90::load_quad(arrays.at(index), arrays.type, tile.offset + quad * 4, tile.count - quad * 4,
+                  values.value);
   return values;
 }
 
@@ -165,8 +167,8 @@ WLIB_DEVICE void update_elements(const BackwardTask& p, int64_t at, int64_t coun
   const AtomsUpdate& u = p.update;
   const bool two = u.rule == UpdateRule::kAdamW;
   float first[4], second[4] = {}, updated[4];
-  load_quad(u.first, u.first_type, at, count, first);
-  if (two) load_quad(u.second, u.second_type, at, count, second);
+  sm90::load_quad(u.first, u.first_type, at, count, first);
+  if (two) sm90::load_quad(u.second, u.second_type, at, count, second);
   WLIB_UNROLL
   for (int i = 0; i < 4; ++i) {
     UpdateState<float> s = {atom.value[i], first[i], second[i]};
@@ -175,9 +177,9 @@ WLIB_DEVICE void update_elements(const BackwardTask& p, int64_t at, int64_t coun
     first[i] = s.first;
     second[i] = s.second;
   }
-  store_quad(u.atoms, p.atoms.type, at, count, updated);
-  store_quad(u.first, u.first_type, at, count, first);
-  if (two) store_quad(u.second, u.second_type, at, count, second);
+  sm90::store_quad(u.atoms, p.atoms.type, at, count, updated);
+  sm90::store_quad(u.first, u.first_type, at, count, first);
+  if (two) sm90::store_quad(u.second, u.second_type, at, count, second);
 }
 
 // The gradients of the atoms, four neighbouring elements of a group of atoms a thread.
@@ -210,7 +212,7 @@ WLIB_DEVICE void finish_atoms(const BackwardTask& p, const BackwardTile& tile, c
         const Four atom = quad_of<kResident>(p, tile, staged, p.grads.count + s, quad);
         update_elements(p, at, count, atom, sums[k]);
       } else {
-        store_quad(p.grad_atoms, p.atoms.type, at, count, sums[k]);
+        sm90::store_quad(p.grad_atoms, p.atoms.type, at, count, sums[k]);
       }
     }
   }

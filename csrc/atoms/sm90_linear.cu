@@ -2,22 +2,22 @@
 
 #include "atoms/linear_cuda.h"
 #include "atoms/sm90_linear.h"
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::atoms {
 namespace {
 
-template <FloatType kType, bool kFp8>
+template <FloatType kType, LinearAtoms kAtoms>
 cudaError_t launch_products(const LinearKernelParams& p, cudaStream_t stream) {
-  using C = LinearConfig<kType, kFp8>;
+  using C = LinearConfig<kType, kAtoms>;
   constexpr int kBytes = sizeof(LinearSmem<C>);
   int resident = 0;
   if (const cudaError_t error =
-          sm90::resident_clusters(linear_kernel<C>, kLinearThreads, kBytes, 1, &resident))
+          sm90::resident_clusters(linear_kernel<C>, C::kThreads, kBytes, 1, &resident))
     return error;
   const dim3 grid(unsigned(std::min<int64_t>(p.plan.items(), resident)));
-  return sm90::launch(linear_kernel<C>, grid, kLinearThreads, kBytes, 1, stream, p);
+  return sm90::launch(linear_kernel<C>, grid, C::kThreads, kBytes, 1, stream, p);
 }
 
 }  // namespace
@@ -27,16 +27,18 @@ int64_t linear_partials(const LinearParams& p) {
 }
 
 const char* linear_cuda(const LinearParams& p, float* partials, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   const auto on = static_cast<cudaStream_t>(stream);
   LinearKernelParams params;
   if (!make_linear_params(p, partials, &params)) return "cuTensorMapEncodeTiled failed";
-  const auto launch = [&]<bool kFp8>() {
-    return p.type == FloatType::kBFloat16 ? launch_products<FloatType::kBFloat16, kFp8>(params, on)
-                                          : launch_products<FloatType::kFloat16, kFp8>(params, on);
+  const auto launch = [&]<LinearAtoms kAtoms>() {
+    return p.type == FloatType::kBFloat16
+               ? launch_products<FloatType::kBFloat16, kAtoms>(params, on)
+               : launch_products<FloatType::kFloat16, kAtoms>(params, on);
   };
-  cudaError_t error =
-      p.atom_type == FloatType::kE4M3 ? launch.operator()<true>() : launch.operator()<false>();
+  cudaError_t error = p.int4_groups                     ? launch.operator()<LinearAtoms::kInt4>()
+                      : p.atom_type == FloatType::kE4M3 ? launch.operator()<LinearAtoms::kFp8>()
+                                                        : launch.operator()<LinearAtoms::kLikeX>();
   const LinearSumParams sum = make_linear_sum(p, partials);
   const int64_t ctas = (sum.outputs + kLinearSumThreads - 1) / kLinearSumThreads;
   if (error == cudaSuccess)

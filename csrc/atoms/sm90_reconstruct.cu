@@ -1,7 +1,7 @@
 #include "atoms/reconstruct_cuda.h"
 #include "atoms/sm90_reconstruct.h"
 #include "atoms/sm90_tasks.h"
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::atoms {
@@ -24,7 +24,7 @@ cudaError_t launch(void (*kernel)(Task), int64_t tiles, int smem_bytes, cudaStre
 }  // namespace
 
 const char* reconstruct_cuda(const ReconstructParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   const ReconstructTask task = make_task(p);
   if (task.tiles() == 0) return nullptr;
   const int64_t bytes = sum_smem_bytes(p.num_layers, p.num_atoms);
@@ -36,7 +36,7 @@ const char* reconstruct_cuda(const ReconstructParams& p, int device, void* strea
 }
 
 const char* combine_cuda(std::span<const ReconstructParams> tensors, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   if (tensors.empty()) return nullptr;
   const int64_t inputs = tensors[0].num_atoms, outputs = tensors[0].num_layers;
   if (inputs + outputs > ManyTensors::kMaxPointers)

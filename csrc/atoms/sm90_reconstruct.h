@@ -10,6 +10,8 @@
 
 namespace wlib::atoms {
 
+using sm90::kRun;
+
 constexpr int kSumThreads = 128, kSumTile = kSumThreads * kRun;
 
 // Shared memory: the coefficients, then [atoms][2][threads] halves of runs.
@@ -40,7 +42,7 @@ WLIB_DEVICE void stage_atoms(const Atoms& atoms, const SumTile& at, Four* staged
       counts[i] = inside ? at.count : 0;
     }
     float values[kLoadsInFlight][kRun];
-    load_runs(from, atoms.type, counts, values);
+    sm90::load_runs(from, atoms.type, counts, values);
     WLIB_UNROLL
     for (int i = 0; i < kLoadsInFlight; ++i) {
       if (first + i >= atoms.count) break;
@@ -67,7 +69,7 @@ WLIB_DEVICE void sum_run(const Coefficients& c, const float* staged, const Atoms
         values[4 + i] = high.value[i];
       }
     } else {
-      load_values(atoms.at(s), atoms.type, at.offset, at.count, values);
+      sm90::load_values(atoms.at(s), atoms.type, at.offset, at.count, values);
     }
   };
   for (int64_t group = 0; group < c.groups(); ++group) {
@@ -102,17 +104,19 @@ WLIB_DEVICE void finish_weight(const ReconstructTask& p, const SumTile& at, int6
                                const float (&sums)[kRun]) {
   float values[kRun];
   if (p.base)
-    load_values(p.base, p.base_type, layer * p.rows * p.columns + at.offset, at.count, values);
+    sm90::load_values(p.base, p.base_type, layer * p.rows * p.columns + at.offset, at.count,
+                      values);
   WLIB_UNROLL
   for (int i = 0; i < kRun; ++i) values[i] = fmaf(p.scale, sums[i], p.base ? values[i] : 0.0f);
   for (int64_t r = 0; r < p.rank; ++r) {
-    const float a = load_float(p.a, p.residual_type, (layer * p.rows + at.row) * p.rank + r);
+    const float a = sm90::load_float(p.a, p.residual_type, (layer * p.rows + at.row) * p.rank + r);
     float b[kRun];
-    load_values(p.b, p.residual_type, (layer * p.rank + r) * p.columns + at.column, at.count, b);
+    sm90::load_values(p.b, p.residual_type, (layer * p.rank + r) * p.columns + at.column, at.count,
+                      b);
     WLIB_UNROLL
     for (int i = 0; i < kRun; ++i) values[i] = fmaf(a, b[i], values[i]);
   }
-  store_values(p.out, p.out_type, layer * p.rows * p.columns + at.offset, at.count, values);
+  sm90::store_values(p.out, p.out_type, layer * p.rows * p.columns + at.offset, at.count, values);
 }
 
 template <bool kResident>
@@ -196,7 +200,7 @@ combine_kernel(WLIB_GRID_CONSTANT Table p) {
       stage_atoms(in, at, reinterpret_cast<Four*>(staged + c.staged_floats()));
     sum_run<kResident>(c, staged, in, at, [&](int64_t k, const float(&sums)[kRun]) {
       void* out = const_cast<void*>(p.pointers[t.first_pointer + p.inputs + k]);
-      store_values(out, type, at.offset, at.count, sums);
+      sm90::store_values(out, type, at.offset, at.count, sums);
     });
   }
 }

@@ -4,7 +4,7 @@
 // again for every group.
 #pragma once
 
-#include "atoms/sm90_runs.h"
+#include "wlib/sm90/runs.h"
 #include "wlib/sm90/sync.h"
 
 namespace wlib::atoms {

@@ -61,8 +61,8 @@ inline FinishParams make_finish(const ReconstructBackwardParams& p) {
 
 // Fills tables with tensors in turn; calls run(table) for each that is full and for the last.
 // Stops at the first error, which is what run returns unless it is 0.
-template <class Table, class Run>
-auto fill_tables(std::span<const ReconstructParams> tensors, Run run) {
+template <class Table, class F>
+auto fill_tables(std::span<const ReconstructParams> tensors, F run) {
   using Error = decltype(run(std::declval<const Table&>()));
   const auto table = std::make_unique<Table>();
   *table = {};

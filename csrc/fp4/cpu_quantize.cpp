@@ -11,22 +11,11 @@
 #include "wlib/layout/scales_128x4.h"
 
 namespace wlib::fp4 {
-namespace avx512vnni {
-extern const CpuRows kRows;
-}
-namespace avx512 {
-extern const CpuRows kRows;
-}
-namespace avx2 {
-extern const CpuRows kRows;
-}
-namespace baseline {
-extern const CpuRows kRows;
-}
+
+WLIB_DECLARE_PER_ISA(CpuRows, kRows)
 
 const CpuRows& cpu_rows() {
-  static const CpuRows& chosen =
-      pick_isa(baseline::kRows, avx2::kRows, avx512::kRows, avx512vnni::kRows);
+  static const CpuRows& chosen = WLIB_PICK_ISA(kRows);
   return chosen;
 }
 
@@ -37,7 +26,7 @@ constexpr int64_t kGrainValues = 32 << 10;  // fewer are not worth a second thre
 
 // values = source[row, first .. first + count], first and count multiples of a block.
 void load_values(const Source& s, int64_t row, int64_t first, int64_t count, float* values) {
-  if (s.x) return to_float(s.x, s.x_type, row * s.x_stride + first, count, values);
+  if (s.x) return load(s.x, s.x_type, row * s.x_stride + first, count, values);
   const bool nv = s.packed.global_scale;
   const int64_t block = nv ? kNvBlock : kMxBlock;
   const uint8_t* codes = s.packed.codes + (row * s.columns + first) / 2;
@@ -144,13 +133,11 @@ void hadamard_cpu(const HadamardParams& p) {
         std::vector<float> values(p.columns), signs(p.size, 1.0f);
         for (int i = 0; p.signs && i < p.size; ++i) signs[i] = p.signs[i] < 0 ? -1.0f : 1.0f;
         for (int64_t row = begin; row < end; ++row) {
-          to_float(p.x, p.type, row * p.x_stride, p.columns, values.data());
+          load(p.x, p.type, row * p.x_stride, p.columns, values.data());
           cpu_rows().rotate(values.data(), p.columns, p.size, p.inverse ? nullptr : signs.data());
           if (p.inverse)
             for (int64_t i = 0; i < p.columns; ++i) values[i] *= signs[i % p.size];
-          with_type(p.type, [&]<class T>(T*) {
-            std::copy_n(values.data(), p.columns, static_cast<T*>(p.y) + row * p.columns);
-          });
+          store(values.data(), p.y, p.type, row * p.columns, p.columns);
         }
       });
 }

@@ -16,7 +16,7 @@ constexpr int64_t padded_rows(int64_t rows) {
 
 // Of a and of b.
 struct Workspace {
-  uint8_t* folded[2];   // [k / 128, padded rows, 4] numbers of tables
+  uint8_t* folded[2];   // [k / 128, padded rows, 4] FoldedCodes::Scale
   float* row_scale[2];  // [rows]
   uint16_t* bf16[2];    // [k / 64, padded rows, 4] scales in BF16
   uint8_t* wide;        // [flags] whether scales of some row span more than a carrier can

@@ -25,13 +25,16 @@ template <class C>
 struct MatmulSmem {
   alignas(1024) uint8_t b[C::kStages][C::kTileColumns * kRowBytes];
   typename C::Fetched fetched[C::kStages];
-  CarrierTable tables[C::Source::kTables];
   bool votes[C::kThreads / sm90::kWarpThreads];
   uint64_t raw_full[C::kStages];  // packed: codes and scales have landed
   sm90::Ring<C::kStages> ring;
 };
 
 constexpr int kProducerBarrier = 1;
+
+struct alignas(16) RowChunk {
+  uint32_t word[kQuad];
+};
 
 // A cluster's tiles, its rank chooses the rows.
 template <class C>
@@ -52,16 +55,13 @@ WLIB_DEVICE int first_row(const Tile& tile, int rank) {
 template <class C>
 struct StageWalk {
   const MatmulKernelParams& p;
-  int index, k;
-  bool done;
+  int index = first_tile<C>(), k = 0;
 
-  WLIB_DEVICE explicit StageWalk(const MatmulKernelParams& params)
-      : p(params), index(first_tile<C>()), k(0), done(p.k_tiles == 0 || index >= tile_count(p)) {}
+  WLIB_DEVICE bool done() const { return p.k_tiles == 0 || index >= tile_count(p); }
   WLIB_DEVICE void advance() {
     if (++k < p.k_tiles) return;
     k = 0;
     index += tile_stride<C>();
-    done = index >= tile_count(p);
   }
 };
 
@@ -70,7 +70,7 @@ WLIB_DEVICE void fetch_carriers(MatmulSmem<C>& s, const MatmulKernelParams& p, i
   constexpr int kShare = C::kTileColumns / C::kCtas;
   constexpr uint16_t kAll = (1 << C::kCtas) - 1;
   sm90::RingCursor<C::kStages> at;
-  for (StageWalk<C> walk(p); !walk.done; walk.advance(), at.advance()) {
+  for (StageWalk<C> walk{p}; !walk.done(); walk.advance(), at.advance()) {
     const Tile tile = Tile::at<C>(p, walk.index);
     const int column = walk.k * kRowBytes, b_row = tile.column * C::kTileColumns + rank * kShare;
     s.ring.template wait_empty<C::kCtas>(at);
@@ -85,11 +85,11 @@ WLIB_DEVICE void fetch_carriers(MatmulSmem<C>& s, const MatmulKernelParams& p, i
 template <class C>
 WLIB_DEVICE void fetch_codes(MatmulSmem<C>& s, const MatmulKernelParams& p,
                              const StageWalk<C>& walk, int stage) {
-  using Scales = typename C::Source::Scale[kQuad];
+  using Scales = QuadScales<typename C::Source::Scale>;
   auto& to = s.fetched[stage];
   uint64_t& full = s.raw_full[stage];
   const Tile tile = Tile::at<C>(p, walk.index);
-  const int column = walk.k * int(sizeof to.a[0]), a_row = first_row<C>(tile, 0),
+  const int column = walk.k * C::Fetched::kCodeBytes, a_row = first_row<C>(tile, 0),
             b_row = tile.column * C::kTileColumns;
   const auto* a_scales = static_cast<const Scales*>(p.a_scales) + int64_t(walk.k) * p.a_pitch;
   const auto* b_scales = static_cast<const Scales*>(p.b_scales) + int64_t(walk.k) * p.b_pitch;
@@ -101,73 +101,104 @@ WLIB_DEVICE void fetch_codes(MatmulSmem<C>& s, const MatmulKernelParams& p,
   sm90::bulk_load(to.b_scales, b_scales + b_row, sizeof to.b_scales, full);
 }
 
-// Codes of b -> rows for wgmma.
+// Codes of b -> rows for wgmma. A thread has whole rows: it reads 16 bytes at once, and writes as
+// many, which are of four blocks.
 template <class C>
 WLIB_DEVICE void expand(MatmulSmem<C>& s, int stage) {
-  constexpr int kRows = sm90::kWarpgroupThreads / kQuad;  // at a time
+  using Source = typename C::Source;
+  constexpr int kBytes = C::Fetched::kCodeBytes, kChunks = kBytes / 16,
+                kWords = Source::Words::kCount;
   const auto& from = s.fetched[stage];
-  const int quad = sm90::thread_in_warpgroup() % kQuad;
   WLIB_NO_UNROLL  // few registers
-      for (int i = 0; i < C::kTileColumns / kRows; ++i) {
-    const int row = i * kRows + sm90::thread_in_warpgroup() / kQuad;
-    uint32_t words[kSteps][kHalves];
-    C::Source::decode(from.b[row][quad], from.b_scales[row][quad], s.tables, words);
+      for (int row = sm90::thread_in_warpgroup(); row < C::kTileColumns;
+           row += sm90::kWarpgroupThreads) {
+    const auto scales = from.b_scales[row];
+    RowChunk codes[kChunks];
     WLIB_UNROLL
-    for (int w = 0; w < kSteps * kHalves; ++w) {
-      auto* to = s.b[stage] + swizzled(row, w * 16) + quad * 4;
-      *reinterpret_cast<uint32_t*>(to) = words[w / kHalves][w % kHalves];
+    for (int c = 0; c < kChunks; ++c)
+      codes[c] = *reinterpret_cast<const RowChunk*>(from.b + swizzled<kBytes>(row, c * 16));
+    WLIB_UNROLL
+    for (int i = 0; i < kWords; ++i) {
+      uint32_t words[kQuad][Source::kExpanded];
+      WLIB_UNROLL
+      for (int q = 0; q < kQuad; ++q) {
+        const int at = q * kWords + i;
+        Source::expand(codes[at / 4].word[at % 4], Source::factor(scales.of[q]), words[q]);
+      }
+      WLIB_UNROLL
+      for (int j = 0; j < Source::kExpanded; ++j) {
+        const int chunk = i * Source::kExpanded + j;
+        auto* to = s.b[stage] + swizzled<kRowBytes>(row, chunk * 16);
+        *reinterpret_cast<RowChunk*>(to) = {{words[0][j], words[1][j], words[2][j], words[3][j]}};
+      }
     }
   }
 }
 
-// Codes of the next stage are fetched while those of this one are expanded.
+// Codes of the next stage are fetched while those of this one are expanded, by a thread of one warp
+// after the other: each is with another scheduler.
 template <class C>
 WLIB_DEVICE void produce_packed(MatmulSmem<C>& s, const MatmulKernelParams& p) {
-  const bool leader = sm90::thread_in_warpgroup() == 0;
-  sm90::RingCursor<C::kStages> at, ahead;
-  StageWalk<C> next(p);
-  const auto fetch_next = [&] {
-    if (next.done) return;
-    if (leader) {
-      s.ring.wait_empty(ahead);
-      fetch_codes(s, p, next, ahead.stage);
+  static_assert(C::kStages <= 4);
+  const int thread = sm90::thread_in_warpgroup();
+  sm90::RingCursor<C::kStages> at;
+  StageWalk<C> next{p};
+  bool fetched = false;
+  const auto fetch_next = [&](sm90::RingCursor<C::kStages> to) {
+    fetched = !next.done();
+    if (!fetched) return;
+    if (thread == to.stage * sm90::kWarpThreads) {
+      s.ring.wait_empty(to);
+      fetch_codes(s, p, next, to.stage);
     }
     next.advance();
-    ahead.advance();
   };
-  fetch_next();
-  for (StageWalk<C> walk(p); !walk.done; walk.advance(), at.advance()) {
-    fetch_next();
+  for (fetch_next(at); fetched; at.advance()) {
+    auto ahead = at;
+    ahead.advance();
+    fetch_next(ahead);
     sm90::mbarrier_wait(s.raw_full[at.stage], at.parity);
     expand(s, at.stage);
     sm90::fence_proxy_async();  // what this thread wrote is for wgmma
     sm90::barrier_sync(kProducerBarrier, sm90::kWarpgroupThreads);
-    if (leader) sm90::mbarrier_arrive(s.ring.full[at.stage]);
+    if (thread == 0) sm90::mbarrier_arrive(s.ring.full[at.stage]);
+  }
+}
+
+template <class C>
+WLIB_DEVICE void expand_block(const typename C::Source::Words& codes,
+                              typename C::Source::Scale scale, uint32_t (&out)[kSteps * kHalves]) {
+  using Source = typename C::Source;
+  const auto factor = Source::factor(scale);
+  WLIB_UNROLL
+  for (int i = 0; i < Source::Words::kCount; ++i) {
+    uint32_t words[Source::kExpanded];
+    Source::expand(codes.word[i], factor, words);
+    WLIB_UNROLL
+    for (int j = 0; j < Source::kExpanded; ++j) out[i * Source::kExpanded + j] = words[j];
   }
 }
 
 // A fragments of one stage.
 template <class C>
-WLIB_DEVICE void load_fragments(const MatmulSmem<C>& s, int stage, int consumer,
-                                uint32_t (&a)[kSteps][4]) {
+WLIB_DEVICE void load_fragments(const MatmulSmem<C>& s, int stage, uint32_t (&a)[kSteps][4]) {
   const auto& from = s.fetched[stage];
-  const int t = sm90::thread_in_warpgroup(), quad = t % kQuad;
+  const int t = sm90::thread_index(), quad = t % kQuad;
   WLIB_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const int row = consumer * kConsumerRows + sm90::accumulator_row(t, 2 * r);
-    uint32_t words[kSteps][kHalves];
+    const int row = sm90::accumulator_row(t, 2 * r);
+    uint32_t words[kSteps * kHalves];
     if constexpr (C::kPacked) {
-      C::Source::decode(from.a[row][quad], from.a_scales[row][quad], s.tables, words);
+      expand_block<C>(from.a[row][quad], from.a_scales[row].of[quad], words);
     } else {
       WLIB_UNROLL
       for (int w = 0; w < kSteps * kHalves; ++w) {
-        const auto* word = from.a + swizzled(row, w * 16) + quad * 4;
-        words[w / kHalves][w % kHalves] = *reinterpret_cast<const uint32_t*>(word);
+        const auto* word = from.a + swizzled<kRowBytes>(row, w * 16) + quad * 4;
+        words[w] = *reinterpret_cast<const uint32_t*>(word);
       }
     }
     WLIB_UNROLL
-    for (int w = 0; w < kSteps * kHalves; ++w)
-      a[w / kHalves][w % kHalves * 2 + r] = words[w / kHalves][w % kHalves];
+    for (int w = 0; w < kSteps * kHalves; ++w) a[w / kHalves][w % kHalves * 2 + r] = words[w];
   }
 }
 
@@ -216,12 +247,12 @@ WLIB_DEVICE void multiply_in_place(const uint32_t (&a)[kSteps][4], uint64_t b,
 
 // All stages of a tile.
 template <class C>
-WLIB_DEVICE void multiply(MatmulSmem<C>& s, int k_tiles, int consumer,
-                          sm90::RingCursor<C::kStages>& at, float (&sum)[C::kParts][C::kRegs]) {
+WLIB_DEVICE void multiply(MatmulSmem<C>& s, int k_tiles, sm90::RingCursor<C::kStages>& at,
+                          float (&sum)[C::kParts][C::kRegs]) {
   for (int k = 0; k < k_tiles; ++k, at.advance()) {
     uint32_t a[kSteps][4];
     s.ring.wait_full(at);
-    load_fragments(s, at.stage, consumer, a);
+    load_fragments(s, at.stage, a);
     const uint64_t b = sm90::swizzled_tile_descriptor(s.b[at.stage]);
     if constexpr (C::kPromotes)
       multiply_promoted<C>(a, b, sum);
@@ -232,14 +263,14 @@ WLIB_DEVICE void multiply(MatmulSmem<C>& s, int k_tiles, int consumer,
 }
 
 template <class C>
-WLIB_DEVICE void consume(MatmulSmem<C>& s, const MatmulKernelParams& p, int consumer, int rank) {
+WLIB_DEVICE void consume(MatmulSmem<C>& s, const MatmulKernelParams& p, int rank) {
   sm90::RingCursor<C::kStages> at;
   for (int i = first_tile<C>(); i < tile_count(p); i += tile_stride<C>()) {
     float sum[C::kParts][C::kRegs] = {};
-    multiply(s, p.k_tiles, consumer, at, sum);
+    multiply(s, p.k_tiles, at, sum);
     const Tile tile = Tile::at<C>(p, i);
-    store_tile<C::kParts, C::kRegs>(p, first_row<C>(tile, rank) + consumer * kConsumerRows,
-                                    tile.column * C::kTileColumns, sum);
+    store_tile<C::kParts, C::kRegs>(p, first_row<C>(tile, rank), tile.column * C::kTileColumns,
+                                    sum);
   }
 }
 
@@ -250,7 +281,6 @@ matmul_kernel(WLIB_GRID_CONSTANT MatmulKernelParams p) {
   const int thread = sm90::thread_index();
   if constexpr (C::kPacked) {
     if (!has_work(p.when, p.wide, p.flags, s.votes)) return;
-    if (thread < C::Source::kTables) s.tables[thread] = C::Source::table(thread);
   }
   if (thread == 0) {
     sm90::debug_name(s.raw_full, sizeof s.raw_full, "raw_full");
@@ -274,7 +304,7 @@ matmul_kernel(WLIB_GRID_CONSTANT MatmulKernelParams p) {
     }
   } else {
     sm90::acquire_registers<C::kConsumerRegs>();
-    consume(s, p, group, rank);
+    consume(s, p, rank);
   }
   if constexpr (C::kCtas > 1) sm90::cluster_sync();  // the peer may still write and arrive here
 }

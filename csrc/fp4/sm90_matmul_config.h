@@ -16,22 +16,29 @@ constexpr int kConsumerRows = 64;
 constexpr int kTileRows = kConsumers * kConsumerRows;  // of a
 constexpr int kPartColumns = 64;                       // rows of b that one wgmma takes
 
-// Byte of a swizzled tile.
-WLIB_DEVICE constexpr int swizzled(int row, int column) {
-  return row * kRowBytes + (column ^ row % 8 * 16);
+// Byte of a swizzled tile with rows of kBytes (32, 64 or 128).
+template <int kBytes>
+WLIB_DEVICE constexpr uint32_t swizzled(uint32_t row, uint32_t column) {
+  return row * kBytes + (column ^ row / (128 / kBytes) % (kBytes / 16) * 16);
 }
+
+template <class T>
+struct alignas(kQuad * sizeof(T)) QuadScales {
+  T of[kQuad];
+};
 
 // What of a stage is fetched, besides rows of b that are ready for wgmma.
 template <class Source, int kColumns>
-struct FetchedStage {  // packed
-  alignas(128) typename Source::Words a[kTileRows][kQuad], b[kColumns][kQuad];
-  alignas(128) typename Source::Scale a_scales[kTileRows][kQuad], b_scales[kColumns][kQuad];
+struct FetchedStage {                                                        // packed
+  static constexpr int kCodeBytes = kQuad * sizeof(typename Source::Words);  // of a row
+  alignas(1024) uint8_t b[kColumns * kCodeBytes];                            // swizzled
+  alignas(128) typename Source::Words a[kTileRows][kQuad];
+  alignas(128) QuadScales<typename Source::Scale> a_scales[kTileRows], b_scales[kColumns];
 };
 // Operands that need no decoding: carriers.
 template <sm90::Fp8 kA, sm90::Fp8 kB>
 struct Carriers {
   using Op = typename sm90::WgmmaFp8<kA, kB>::Rs;
-  static constexpr int kTables = 1;  // none is used
 };
 template <sm90::Fp8 kA, sm90::Fp8 kB, int kColumns>
 struct FetchedStage<Carriers<kA, kB>, kColumns> {
@@ -58,7 +65,7 @@ struct MatmulConfig {
   static constexpr int kBand = 16 / kCtas;  // row tiles that are worked on side by side
   static constexpr int kReaders = kConsumers * kCtas * 4;  // warps per stage
   static constexpr int kThreads = (kConsumers + 1) * sm90::kWarpgroupThreads;
-  static constexpr int kProducerRegs = kPacked ? 40 : 24;
+  static constexpr int kProducerRegs = kPacked ? 56 : 24;
   static constexpr int kConsumerRegs = sm90::consumer_registers(kConsumers, kProducerRegs);
   using Fetched = FetchedStage<Source, kTileColumns>;
 };
@@ -87,8 +94,8 @@ WLIB_DEVICE bool has_work(When when, const uint8_t* wide, int flags, bool (&vote
 }
 
 struct MatmulKernelParams {
-  // [m, k] and [n, k] of carriers, box rows x 128, 128-byte swizzle; or of packed codes, two per
-  // byte, box rows x the bytes of a stage. Zeros beyond.
+  // [m, k] and [n, k] of carriers, box rows x 128; or of packed codes, two per byte, box rows x the
+  // bytes of a stage. Swizzled but for codes of a; zeros beyond.
   sm90::TensorMap a, b;
   // Of packed operands, arranged by stages: [k_tiles][pitch][4].
   const void *a_scales, *b_scales;
@@ -153,12 +160,13 @@ bool make_matmul_params(const MatmulParams& op, const Workspace& w, When when,
   }
   p->k_tiles = int(ceil_div(int64_t(row_bytes), box_bytes));
   if (p->k_tiles == 0) return true;  // neither is read
-  const auto map = [&](sm90::TensorMap* to, const Operand& o, int rows) {
+  const auto map = [&](sm90::TensorMap* to, const Operand& o, int rows, bool swizzle) {
     const uint8_t* values = C::kPacked ? o.packed.codes : o.carrier;
     return sm90::make_tensor_map(to, {values, uint64_t(o.rows), row_bytes, row_bytes,
-                                      uint32_t(rows), box_bytes, 1, !C::kPacked});
+                                      uint32_t(rows), box_bytes, 1, swizzle});
   };
-  return map(&p->a, op.a, kTileRows) && map(&p->b, op.b, C::kTileColumns / C::kCtas);
+  return map(&p->a, op.a, kTileRows, !C::kPacked) &&
+         map(&p->b, op.b, C::kTileColumns / C::kCtas, true);
 }
 
 }  // namespace wlib::fp4

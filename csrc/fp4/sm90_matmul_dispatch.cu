@@ -1,10 +1,10 @@
 // The dispatch table of fp4_matmul on Hopper, and the kernel that arranges scales.
 #include <string>
 
+#include "cuda_device.h"
 #include "fp4/matmul_cuda.h"
 #include "fp4/sm90_matmul_launch.h"
 #include "fp4/sm90_scales.h"
-#include "int4fp8/sm90_launch.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::fp4 {
@@ -56,7 +56,7 @@ cudaError_t multiply(const MatmulParams& p, void* workspace, cudaStream_t stream
 const char* matmul_cuda_rows() {
   return "sm_90a, mode fold8, carriers: sm90_matmul, 256x256 in pairs, FP8\n"
          "sm_90a, mode fold8, packed codes: sm90_arrange_scales, then sm90_matmul, 128x256, FP8 if "
-         "no row's scales span more than 29 binades, else BF16\n"
+         "no row's scales span more than 27 binades, else BF16\n"
          "sm_90a, mode bf16, packed codes: sm90_arrange_scales, then sm90_matmul, 128x256, BF16\n"
          "sm_90a, mode exact32: sm90_exact, one thread per element\n";
 }
@@ -74,7 +74,7 @@ int64_t matmul_cuda_workspace(const MatmulParams& p) {
 }
 
 const char* matmul_cuda(const MatmulParams& p, void* workspace, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   const cudaError_t error = multiply(p, workspace, static_cast<cudaStream_t>(stream));
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }

@@ -34,13 +34,13 @@ WLIB_DEVICE void with_pair(FloatType type, const Store& store) {
 
 WLIB_DEVICE float global_scale(const float* scale) { return scale ? *scale : 1.0f; }
 
-// A warpgroup's 64 rows from first_row on, kParts * 64 columns from first_column on.
+// A tile by the consumers, rows from first_row on, kParts * 64 columns from first_column on.
 template <class Pair, int kParts, int kRegs>
 WLIB_DEVICE void store_sums(Pair, const MatmulKernelParams& p, int first_row, int first_column,
                             const float (&sum)[kParts][kRegs]) {
   using One = typename Pair::One;
   using Two = typename Pair::Two;
-  const int t = sm90::thread_in_warpgroup();
+  const int t = sm90::thread_index();
   const float alpha = p.alpha * (global_scale(p.a_global) * global_scale(p.b_global));
   const bool even = p.n % 2 == 0;  // then pairs are aligned, and whole
   WLIB_UNROLL

@@ -1,7 +1,7 @@
+#include "cuda_device.h"
 #include "fp4/quantize_cuda.h"
 #include "fp4/sm90_hadamard.h"
 #include "fp4/sm90_quantize.h"
-#include "int4fp8/sm90_launch.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::fp4 {
@@ -38,7 +38,7 @@ std::string quantize_cuda_rows(const char* kernel) {
 }
 
 const char* quantize_cuda(const QuantizeParams* sides, int count, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
+  if (const char* refusal = refuse_device(device, kArchs)) return refusal;
   QuantizeLaunch l{};
   l.sides = count;
   for (int i = 0; i < count; ++i) l.side[i] = sides[i];
@@ -55,7 +55,7 @@ const char* quantize_cuda(const QuantizeParams* sides, int count, int device, vo
 }
 
 const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
+  if (const char* refusal = refuse_device(device, kArchs)) return refusal;
   const int64_t ctas = hadamard_ctas(p);
   if (ctas == 0) return nullptr;
   return text(
@@ -63,7 +63,7 @@ const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
 }
 
 const char* signs_cuda(const SignsParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device, kArchs)) return refusal;
+  if (const char* refusal = refuse_device(device, kArchs)) return refusal;
   return text(launch(signs_kernel, dim3(1), kSignThreads, 0, stream, p));
 }
 

@@ -1,8 +1,9 @@
 // Scales of packed operands in the order in which the matmul fetches them, converted to what it
 // multiplies with (sm_90a; also runs in the simulator). They are a 17th of an operand's bytes.
 //
-// For fold8 also a power of two per row, which the scales are counted from, and whether the scales
-// of some row span more binades than a carrier can hold.
+// For fold8 also a power of two per row, which the scales are counted from, and whether there is a
+// row that cannot be folded: its scales span more binades than E5M2's normal numbers, or one is
+// NaN.
 #pragma once
 
 #include "fp4/sm90_matmul_config.h"
@@ -39,11 +40,6 @@ struct ArrangedRows {
   }
 };
 
-template <class T>
-struct alignas(4 * sizeof(T)) QuadScales {
-  T of[kQuad];
-};
-
 WLIB_DEVICE int warp_max(int value) {
   WLIB_UNROLL
   for (int mask = sm90::kWarpThreads / 2; mask > 0; mask /= 2) {
@@ -61,17 +57,16 @@ WLIB_DEVICE bool is_zero(const uint8_t* codes) {
   return magnitudes == 0;
 }
 
-// One row by one warp; returns whether its scales span too much.
+// One row by one warp; returns whether its scales span too much, or one is NaN.
 WLIB_DEVICE bool arrange_row(FoldedCodes, const ArrangeParams& p, const ArrangedRows& r, int row) {
-  constexpr CarrierRange kRange = carrier_range(Carrier::kE5M2);
   auto* to = reinterpret_cast<QuadScales<uint8_t>*>(p.to.folded[r.side]) + row;
   const bool exists = row < r.rows;
   const uint8_t* scales = r.from.scales + int64_t(row) * r.blocks;
   int top = 0;
   for (int i = sm90::lane_index(); exists && i < r.blocks; i += sm90::kWarpThreads)
-    if (scales[i] != kE8M0NaN && scales[i] > top) top = scales[i];
+    if (scales[i] > top) top = scales[i];
   top = warp_max(top);
-  const int base = top - kRange.largest;
+  const int base = top - carrier_range(Carrier::kE5M2).largest;
   if (exists && sm90::lane_index() == 0) p.to.row_scale[r.side][row] = row_scale(base);
   bool wide = false;
   const int stages = (r.blocks + kQuad - 1) / kQuad;
@@ -80,12 +75,12 @@ WLIB_DEVICE bool arrange_row(FoldedCodes, const ArrangeParams& p, const Arranged
     for (int q = 0; q < kQuad; ++q) {
       const int block = k * kQuad + q;
       if (!exists || block >= r.blocks) continue;
-      const int scale = scales[block], number = scale - base - kRange.least;
+      const int scale = scales[block], d = scale - base;
       if (scale == int(kE8M0NaN))
-        four.of[q] = FoldedCodes::kNaN;
-      else if (number >= 0)
-        four.of[q] = uint8_t(number);
-      else  // the first table, and no harm done if there is nothing but zeros
+        wide = true;
+      else if (d >= FoldedCodes::kLeast)
+        four.of[q] = uint8_t(d - FoldedCodes::kLeast);
+      else  // some other scale, and no harm done if there is nothing but zeros
         wide |= !is_zero(r.from.codes + (int64_t(row) * r.blocks + block) * (kMxBlock / 2));
     }
     to[int64_t(k) * r.pitch] = four;

@@ -17,22 +17,11 @@
 #include "wlib/numerics/e4m3.h"
 
 namespace wlib::int4fp8 {
-namespace avx512vnni {
-extern const CpuKernels kKernels;
-}
-namespace avx512 {
-extern const CpuKernels kKernels;
-}
-namespace avx2 {
-extern const CpuKernels kKernels;
-}
-namespace baseline {
-extern const CpuKernels kKernels;
-}
+
+WLIB_DECLARE_PER_ISA(CpuKernels, kKernels)
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen =
-      pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels, avx512vnni::kKernels);
+  static const CpuKernels& chosen = WLIB_PICK_ISA(kKernels);
   return chosen;
 }
 
@@ -74,7 +63,7 @@ class Finish {
       std::memcpy(&channel_[i * int4::kTileRows], w.block(p, i) + w.k_tiles * w.layout.tile_bytes(),
                   int4::kChannelScaleBytes);
     }
-    if (e_.bias) to_float(e_.bias, e_.bias_type, 0, p.n, bias_.data());
+    if (e_.bias) load(e_.bias, e_.bias_type, 0, p.n, bias_.data());
   }
   // What rows n0 to n0 + count of the weight give for token m, from sums[count]; n0 is even.
   void store(int64_t m, int64_t n0, int64_t count, const float* sums) const {
@@ -96,7 +85,7 @@ class Finish {
         v[j] = v[2 * j] / (1 + std::exp(-v[2 * j])) * v[2 * j + 1];
     }
     if (e_.residual) {
-      to_float(e_.residual, e_.residual_type, first, count, add);
+      load(e_.residual, e_.residual_type, first, count, add);
       for (int64_t j = 0; j < count; ++j) v[j] += add[j];
     }
     round(v, first, count);
@@ -106,8 +95,7 @@ class Finish {
       for (int64_t j = 0; j < count; ++j)
         static_cast<uint8_t*>(e_.y)[first + j] = float_to_e4m3(v[j] / *e_.out_scale);
     } else {
-      with_type(e_.out_type,
-                [&]<class T>(T*) { std::copy_n(v, count, static_cast<T*>(e_.y) + first); });
+      wlib::store(v, e_.y, e_.out_type, first, count);
     }
   }
 

@@ -17,7 +17,7 @@ struct Scratch {
 
 // h = x + residual in their type, also stored as the new residual.
 void add_residual(const QuantizeParams& p, int64_t r, Scratch& s) {
-  to_float(p.residual, p.x_type, r * p.residual_stride, p.k, s.other.data());
+  load(p.residual, p.x_type, r * p.residual_stride, p.k, s.other.data());
   with_type(p.x_type, [&]<class T>(T*) {
     T* stored = static_cast<T*>(p.new_residual) + r * p.k;
     for (int64_t i = 0; i < p.k; ++i) {
@@ -45,7 +45,7 @@ const float* make_row(const QuantizeParams& p, const std::vector<float>& weight,
     kernels.silu_mul_row(s.value.data(), s.other.data(), p.k, s.value.data());
     return s.value.data();
   }
-  to_float(p.x, p.x_type, r * p.x_stride, p.k, s.value.data());
+  load(p.x, p.x_type, r * p.x_stride, p.k, s.value.data());
   if (p.residual) add_residual(p, r, s);
   if (p.input == RowInput::kRmsNorm)
     kernels.rms_norm_row(s.value.data(), weight.data(), p.k, p.eps);
@@ -62,7 +62,7 @@ void clear_padding(float* sums, int64_t k, int group_log2, int64_t rows, int64_t
 void quantize_cpu(const QuantizeParams& p) {
   const CpuKernels& kernels = cpu_kernels();
   std::vector<float> weight(p.weight ? p.k : 0);
-  if (p.weight) to_float(p.weight, p.weight_type, 0, p.k, weight.data());
+  if (p.weight) load(p.weight, p.weight_type, 0, p.k, weight.data());
   torch::stable::parallel_for(0, p.rows, 1, [&](int64_t begin, int64_t end) {
     Scratch s{std::vector<float>(p.k), std::vector<float>(p.input == RowInput::kPlain ? 0 : p.k)};
     for (int64_t r = begin; r < end; ++r) {

@@ -1,6 +1,7 @@
 // The dispatch table of int4fp8_gemm on Hopper.
 #include <string>
 
+#include "cuda_device.h"
 #include "int4fp8/cuda.h"
 #include "int4fp8/gemm_plan.h"
 #include "int4fp8/sm90_launch.h"

@@ -1,3 +1,4 @@
+#include "cuda_device.h"
 #include "int4fp8/cuda.h"
 #include "int4fp8/sm90_group_sums.h"
 #include "int4fp8/sm90_launch.h"

@@ -49,19 +49,9 @@ void parse_queries(const Checker& check, const Arguments& a, AttentionParams& p)
       check_tensor(check, a.cu_seqlens_q, "cu_seqlens_q", ScalarType::Int, {p.batch + 1}, a.q));
 }
 
-void parse_cache(const Checker& check, const Arguments& a, AttentionParams& p) {
-  check.require(
-      a.k_cache.dim() == 3 && a.k_cache.size(1) > 0 && p.heads % a.k_cache.size(1) == 0, "k_cache",
-      [&] {
-        return "k_cache of shape [blocks, kv_heads, head_dim * 32], kv_heads dividing " +
-               std::to_string(p.heads) + " query heads";
-      },
-      [&] { return shape_text(a.k_cache); });
-  p.blocks = a.k_cache.size(0);
-  p.kv_heads = int(a.k_cache.size(1));
-  check.require(p.heads / p.kv_heads <= 16, "k_cache", "at most 16 query heads per KV head",
-                p.heads / p.kv_heads);
+void parse_blocks(const Checker& check, const Arguments& a, AttentionParams& p) {
   const int64_t bytes = int4kv::block_bytes(p.head_dim);
+  p.block_tokens = int4kv::kBlockTokens;
   const auto cache = [&](const Tensor& t, const char* name, ScalarType type, int64_t last) {
     return check_tensor(check, t, name, type, {p.blocks, p.kv_heads, last}, a.q);
   };
@@ -71,6 +61,61 @@ void parse_cache(const Checker& check, const Arguments& a, AttentionParams& p) {
       cache(a.k_scale, "k_scale", ScalarType::Float, int4kv::kBlockTokens));
   p.v_scale = static_cast<const float*>(
       cache(a.v_scale, "v_scale", ScalarType::Float, int4kv::kBlockTokens));
+}
+
+// One row per token and head, wherever the strides put it.
+const void* check_rows(const Checker& check, const Tensor& t, const char* name, ScalarType type,
+                       std::span<const int64_t> shape, const Tensor& q, RowStrides& rows) {
+  check.dtype(t, name, type);
+  check.shape(t, name, shape);
+  check.same_device(t, name, q, "q");
+  const auto strides = t.strides();
+  check.require(
+      shape.size() == 3 || strides[3] == 1, name,
+      [&] { return std::string(name) + " with neighbouring bytes of a head"; },
+      [&] { return "strides " + shape_text({strides.data(), strides.size()}); });
+  const int64_t size = type == ScalarType::Float ? sizeof(float) : 1;
+  rows = {strides[0] * size, strides[1] * size, strides[2] * size};
+  return t.const_data_ptr();
+}
+
+void parse_rows(const Checker& check, const Arguments& a, AttentionParams& p) {
+  p.token_rows = true;
+  p.block_tokens = int(a.k_cache.size(1));
+  const int64_t codes[] = {p.blocks, p.block_tokens, p.kv_heads, p.head_dim / 2};
+  const auto cache = [&](const Tensor& t, const char* name, RowStrides& rows) {
+    return static_cast<const uint8_t*>(
+        check_rows(check, t, name, ScalarType::Byte, codes, a.q, rows));
+  };
+  const auto scale = [&](const Tensor& t, const char* name, RowStrides& rows) {
+    return static_cast<const float*>(
+        check_rows(check, t, name, ScalarType::Float, std::span(codes).first(3), a.q, rows));
+  };
+  p.k_cache = cache(a.k_cache, "k_cache", p.k_rows);
+  p.v_cache = cache(a.v_cache, "v_cache", p.v_rows);
+  p.k_scale = scale(a.k_scale, "k_scale", p.k_scale_rows);
+  p.v_scale = scale(a.v_scale, "v_scale", p.v_scale_rows);
+}
+
+void parse_cache(const Checker& check, const Arguments& a, AttentionParams& p) {
+  const bool rows = a.k_cache.dim() == 4;
+  const int64_t kv_heads = rows ? a.k_cache.size(2) : a.k_cache.dim() == 3 ? a.k_cache.size(1) : 0;
+  check.require(
+      kv_heads > 0 && p.heads % kv_heads == 0 && (!rows || a.k_cache.size(1) > 0), "k_cache",
+      [&] {
+        return "k_cache of shape [blocks, kv_heads, head_dim * 32] or [blocks, block_size, "
+               "kv_heads, head_dim / 2], kv_heads dividing " +
+               std::to_string(p.heads) + " query heads";
+      },
+      [&] { return shape_text(a.k_cache); });
+  p.blocks = a.k_cache.size(0);
+  p.kv_heads = int(kv_heads);
+  check.require(p.heads / p.kv_heads <= 16, "k_cache", "at most 16 query heads per KV head",
+                p.heads / p.kv_heads);
+  if (rows)
+    parse_rows(check, a, p);
+  else
+    parse_blocks(check, a, p);
   p.cached = static_cast<const int32_t*>(
       check_tensor(check, a.seqused_k, "seqused_k", ScalarType::Int, {p.batch}, a.q));
   p.max_blocks = a.page_table.dim() == 2 ? a.page_table.size(1) : 0;
@@ -119,13 +164,13 @@ void check_contents(const Checker& check, const AttentionParams& p) {
         queries <= p.max_queries, "max_seqlen_q",
         [&] { return "max_seqlen_q of at least " + std::to_string(queries); }, p.max_queries);
     check.require(
-        p.cached[b] >= 0 && p.cached[b] <= p.max_blocks * int4kv::kBlockTokens, "seqused_k",
+        p.cached[b] >= 0 && p.cached[b] <= p.max_blocks * p.block_tokens, "seqused_k",
         [&] {
-          return "seqused_k from 0 to " + std::to_string(p.max_blocks * int4kv::kBlockTokens) +
-                 ", the page table's columns times 64";
+          return "seqused_k from 0 to " + std::to_string(p.max_blocks * p.block_tokens) +
+                 ", the page table's columns times " + std::to_string(p.block_tokens);
         },
         p.cached[b]);
-    for (int i = 0; i * int4kv::kBlockTokens < p.cached[b]; ++i) {
+    for (int64_t i = 0; i * p.block_tokens < p.cached[b]; ++i) {
       const int page = p.page_table[b * p.max_blocks + i];
       check.require(
           page >= 0 && page < p.blocks, "page_table",
@@ -138,17 +183,27 @@ void check_contents(const Checker& check, const AttentionParams& p) {
 }
 
 #ifdef WLIB_HAS_CUDA
-// The kernel moves 16 bytes at a time and counts keys in 32 bits.
+// The kernels move 16 bytes at a time, or 4 of a cache with a row per token, and count keys in 32
+// bits.
 void check_for_cuda(const Checker& check, const AttentionParams& p) {
-  const std::pair<const void*, const char*> wide[] = {{p.q, "q"},
-                                                      {p.k_cache, "k_cache"},
-                                                      {p.v_cache, "v_cache"},
-                                                      {p.k_scale, "k_scale"},
-                                                      {p.v_scale, "v_scale"},
-                                                      {p.k_new, "k_new"},
-                                                      {p.v_new, "v_new"}};
-  for (const auto& [pointer, name] : wide) check.aligned(pointer, name, 16);
-  check.require(p.max_blocks * int4kv::kBlockTokens + p.max_queries < INT32_MAX, "page_table",
+  const std::pair<const void*, const char*> operands[] = {
+      {p.q, "q"}, {p.k_new, "k_new"}, {p.v_new, "v_new"}};
+  for (const auto& [pointer, name] : operands) check.aligned(pointer, name, 16);
+  const std::tuple<const void*, const char*, const RowStrides&> cache[] = {
+      {p.k_cache, "k_cache", p.k_rows},
+      {p.v_cache, "v_cache", p.v_rows},
+      {p.k_scale, "k_scale", p.k_scale_rows},
+      {p.v_scale, "v_scale", p.v_scale_rows}};
+  for (const auto& [pointer, name, rows] : cache) {
+    check.aligned(pointer, name, p.token_rows ? 4 : 16);
+    check.require((rows.block | rows.token | rows.head) % 4 == 0, name,
+                  [&] { return std::string(name) + " with rows at multiples of 4 bytes"; },
+                  [&] {
+                    const int64_t strides[] = {rows.block, rows.token, rows.head};
+                    return "rows " + shape_text(strides) + " bytes apart";
+                  });
+  }
+  check.require(p.max_blocks * p.block_tokens + p.max_queries < INT32_MAX, "page_table",
                 "a page table of fewer than 2^31 tokens per sequence", p.max_blocks);
 }
 

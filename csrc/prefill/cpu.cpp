@@ -11,26 +11,16 @@
 
 #include "cpu_isa.h"
 #include "prefill/cpu_kernels.h"
+#include "wlib/layout/int4_tokens.h"
 #include "wlib/numerics/e4m3.h"
 #include "wlib/numerics/rope.h"
 
 namespace wlib::prefill {
-namespace avx512vnni {
-extern const CpuKernels kKernels;
-}
-namespace avx512 {
-extern const CpuKernels kKernels;
-}
-namespace avx2 {
-extern const CpuKernels kKernels;
-}
-namespace baseline {
-extern const CpuKernels kKernels;
-}
+
+WLIB_DECLARE_PER_ISA(CpuKernels, kKernels)
 
 const CpuKernels& cpu_kernels() {
-  static const CpuKernels& chosen =
-      pick_isa(baseline::kKernels, avx2::kKernels, avx512::kKernels, avx512vnni::kKernels);
+  static const CpuKernels& chosen = WLIB_PICK_ISA(kKernels);
   return chosen;
 }
 
@@ -152,7 +142,7 @@ class Attention {
                   const float* cache_scale, Unpack unpack, New load_new) const {
     const int64_t cached = p_.cached[tile.sequence];
     float scale[kBlock] = {};
-    if (first < cached) {
+    if (first < cached && !p_.token_rows) {
       const int64_t page = p_.page_table[tile.sequence * p_.max_blocks + first / kBlock],
                     at = page * p_.kv_heads + tile.kv_head;
       std::copy_n(cache_scale + at * kBlock, std::min<int64_t>(kBlock, cached - first), scale);
@@ -163,6 +153,27 @@ class Attention {
       load_new(t, exists ? p_.starts[tile.sequence] + first + t - cached : -1);
     }
   }
+  // out[token * token_step + channel * channel_step] of the cached tokens among the 64 from
+  // `first`.
+  void unpack_rows(const Tile& tile, int64_t first, const uint8_t* cache, const RowStrides& rows,
+                   const float* cache_scale, const RowStrides& scale_rows, int token_step,
+                   int channel_step, float* out) const {
+    const int64_t end = std::min<int64_t>(p_.cached[tile.sequence], first + kBlock);
+    for (int64_t at = first; at < end; ++at) {
+      const int64_t page = p_.page_table[tile.sequence * p_.max_blocks + at / p_.block_tokens];
+      const auto offset = [&](const RowStrides& stride) {
+        return row_offset(stride, page, at % p_.block_tokens, tile.kv_head);
+      };
+      const uint8_t* row = cache + offset(rows);
+      const float stored = cache_scale[offset(scale_rows) / int64_t(sizeof(float))],
+                  scale = int4tokens::scale_of_row(stored);
+      const int zero = int(int4tokens::zero_point(stored));
+      for (int d = 0; d < p_.head_dim; ++d) {
+        out[(at - first) * token_step + d * channel_step] =
+            float(int4tokens::load_code(row, d) - zero) * scale;
+      }
+    }
+  }
   float new_value(const Tile& tile, const uint8_t* codes, const float* scale, int64_t index,
                   int d) const {
     if (index < 0) return 0;
@@ -170,6 +181,9 @@ class Attention {
     return e4m3_to_float(codes[at * p_.head_dim + d]) * scale[at];
   }
   void load_keys(const Tile& tile, int64_t first, int64_t keys, float* out) const {
+    if (p_.token_rows) {
+      unpack_rows(tile, first, p_.k_cache, p_.k_rows, p_.k_scale, p_.k_scale_rows, 1, kBlock, out);
+    }
     load_block(
         tile, first, keys, p_.k_cache, p_.k_scale,
         [&](const uint8_t* run, const float* scale) {
@@ -181,6 +195,10 @@ class Attention {
         });
   }
   void load_values(const Tile& tile, int64_t first, int64_t keys, float* out) const {
+    if (p_.token_rows) {
+      unpack_rows(tile, first, p_.v_cache, p_.v_rows, p_.v_scale, p_.v_scale_rows, p_.head_dim, 1,
+                  out);
+    }
     load_block(
         tile, first, keys, p_.v_cache, p_.v_scale,
         [&](const uint8_t* run, const float* scale) {

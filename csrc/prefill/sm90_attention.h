@@ -17,6 +17,7 @@
 #include "prefill/sm90_attention_expand.h"
 #include "prefill/sm90_attention_half.h"
 #include "prefill/sm90_attention_rows.h"
+#include "prefill/sm90_attention_tokens.h"
 
 namespace wlib::prefill {
 
@@ -245,15 +246,20 @@ WLIB_KERNEL(C::kThreads)
 attention_kernel(WLIB_GRID_CONSTANT AttentionKernelParams p) {
   auto& s = sm90::dynamic_smem<AttentionSmem<C>>();
   if (sm90::thread_index() == 0) {
-    sm90::debug_name(s.raw_full, sizeof s.raw_full, "raw_full");
-    for (uint64_t& full : s.raw_full) sm90::mbarrier_init(full, 1);
+    if constexpr (!C::kTokenRows) {
+      sm90::debug_name(s.raw_full, sizeof s.raw_full, "raw_full");
+      for (uint64_t& full : s.raw_full) sm90::mbarrier_init(full, 1);
+    }
     s.ring.init(/*readers=*/kConsumers * 4);
   }
   sm90::block_sync();
   const int group = sm90::warpgroup_index();
   if (group == 0) {
     sm90::release_registers<C::kProducerRegs>();
-    produce<C>(s, p);
+    if constexpr (C::kTokenRows)
+      produce_rows<C>(s, p);
+    else
+      produce_blocks<C>(s, p);
   } else {
     sm90::acquire_registers<C::kConsumerRegs>();
     consume<C>(s, p, group - 1);

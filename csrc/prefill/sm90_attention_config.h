@@ -37,12 +37,21 @@ WLIB_DEVICE constexpr int half_slot(int key) {
   return key % 8 / 2 * (kKeys / 4) + key / 8 * 2 + key % 2;
 }
 
+// Where a key or a value of a cache with a row per token is; null for a slot without one.
+struct alignas(16) TokenRow {
+  const uint8_t* codes;
+  uint32_t zeros;  // its zero point in every byte
+  float scale;     // of a code in units of 2^-9
+};
+
 // kHalfScores: q k^T in FP16, and its softmax on two numbers at a time. Only for cached keys:
-// |q| <= 448 and codes of at most 7 * 2^-9 keep a score of 256 channels below 1568, while FP8 keys
-// could exceed FP16's 65504. Nor with a softcap, which is computed in FP32.
-template <int kHeadDim_, bool kHalfScores_>
+// |q| <= 448 and codes of at most 7 * 2^-9, or 15 * 2^-9, keep a score of 256 channels below 3360,
+// while FP8 keys could exceed FP16's 65504. Nor with a softcap, which is computed in FP32.
+// kTokenRows: the cache's layout is int4_tokens.h.
+template <int kHeadDim_, bool kHalfScores_, bool kTokenRows_>
 struct AttentionConfig {
   static constexpr bool kHalfScores = kHalfScores_;
+  static constexpr bool kTokenRows = kTokenRows_;
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kThreads = (1 + kConsumers) * sm90::kWarpgroupThreads;
   // Expanded keys and values. Three are in use (scores of the next step, softmax of this one,
@@ -75,15 +84,24 @@ WLIB_HOST_DEVICE bool takes_fp16_scores(const AttentionParams& p) {
   return p.allow_fp16_scores && !p.k_new && p.softcap == 0;
 }
 
+// What the producer expands: blocks that were copied, or rows that are read where they are.
+template <class C, bool kTokenRows>
+struct AttentionSource {
+  alignas(128) uint8_t raw[C::kRawStages][2][C::kRawBytes];  // keys, values
+  alignas(128) float raw_scale[C::kRawStages][2][kKeys];
+  uint64_t raw_full[C::kRawStages];
+};
 template <class C>
-struct AttentionSmem {
+struct AttentionSource<C, true> {
+  TokenRow rows[2][2][kKeys];  // of the step that is expanded and the next one; keys, values
+};
+
+template <class C>
+struct AttentionSmem : AttentionSource<C, C::kTokenRows> {
   alignas(1024) uint8_t q[kConsumers][C::kQueryBytes];
   alignas(1024) uint8_t k[C::kStages * C::kKeyBytes];
   alignas(1024) uint8_t v[C::kStages * C::kValueBytes];
-  alignas(128) uint8_t raw[C::kRawStages][2][C::kRawBytes];  // keys, values
-  alignas(128) float raw_scale[C::kRawStages][2][kKeys];
   typename C::Scales scales[C::kStages];
-  uint64_t raw_full[C::kRawStages];
   sm90::Ring<C::kStages> ring;  // expanded
 };
 

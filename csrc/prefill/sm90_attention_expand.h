@@ -11,7 +11,8 @@
 
 namespace wlib::prefill {
 
-constexpr int kProducerBarrier = 1;  // ids of named barriers; 0 is block_sync's
+constexpr int kProducerBarrier = 1;   // ids of named barriers; 0 is block_sync's
+constexpr float kCodesPerUnit = 512;  // codes are in units of 2^-9
 
 // All key tiles of all items of this CTA, one after the other.
 struct TileWalk {
@@ -86,9 +87,13 @@ WLIB_DEVICE void copy_keys(const uint8_t* from, int pitch, int count, uint8_t* t
   }
 }
 
-// Rows of new values -> columns of the value tile in the order of int4kv::value_slot: four
-// neighbouring slots are keys 2q, 2q + 1, 2q + 8, 2q + 9 of their sixteen. A thread turns 4 x 4
-// bytes around.
+// The key of slot `slot` + j, of four neighbouring ones in the order of int4kv::value_slot: keys
+// 2q, 2q + 1, 2q + 8, 2q + 9 of their sixteen.
+WLIB_DEVICE constexpr int key_of_slot(int slot, int j) {
+  return slot / 16 * 16 + slot % 16 / 2 + j / 2 * 8 + j % 2;
+}
+
+// Rows of new values -> columns of the value tile. A thread turns 4 x 4 bytes around.
 template <class C>
 WLIB_DEVICE void transpose_values(const uint8_t* from, int pitch, int count, uint8_t* tile,
                                   int first_column) {
@@ -100,7 +105,7 @@ WLIB_DEVICE void transpose_values(const uint8_t* from, int pitch, int count, uin
     uint32_t rows[4];
     WLIB_UNROLL
     for (int j = 0; j < 4; ++j) {
-      const int key = slot / 16 * 16 + slot % 16 / 2 + j / 2 * 8 + j % 2;
+      const int key = key_of_slot(slot, j);
       const uint8_t* at = from + int64_t(key) * pitch + channel;
       rows[j] = key < count ? *reinterpret_cast<const uint32_t*>(at) : 0;
     }
@@ -117,6 +122,7 @@ WLIB_DEVICE void transpose_values(const uint8_t* from, int pitch, int count, uin
 
 // Half of the warpgroup prepares the keys' scales, half the values'. The values' are divided by
 // their largest, so that probabilities times them fit into E4M3; so are the keys' for FP16.
+// `raw`: which of the source's stages the step has.
 template <class C>
 WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams& p,
                                 const AttentionItem& item, const KeyTile& tile, int raw,
@@ -125,7 +131,12 @@ WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams
   const bool values = sm90::thread_in_warpgroup() >= kKeys;
   const auto scale = [&](int of) {
     if (of >= tile.count) return 0.0f;  // nobody may look at what is behind the last key
-    if (tile.cached) return s.raw_scale[raw][values][of] * 512.0f;  // of a code in units of 2^-9
+    if (tile.cached) {
+      if constexpr (C::kTokenRows)
+        return s.rows[raw][values][of].scale;
+      else
+        return s.raw_scale[raw][values][of] * kCodesPerUnit;
+    }
     const int64_t token = p.starts[item.sequence] + tile.first - item.cached + of;
     return (values ? p.v_new_scale : p.k_new_scale)[token * p.kv_heads + item.kv_head];
   };
@@ -151,8 +162,19 @@ WLIB_DEVICE void prepare_scales(AttentionSmem<C>& s, const AttentionKernelParams
   }
 }
 
+// New keys and values of a step.
 template <class C>
-WLIB_DEVICE void produce(AttentionSmem<C>& s, const AttentionKernelParams& p) {
+WLIB_DEVICE void expand_new(const AttentionKernelParams& p, const AttentionItem& item,
+                            const KeyTile& tile, uint8_t* k, uint8_t* v, int stage) {
+  const int64_t token = p.starts[item.sequence] + tile.first - item.cached;
+  const int64_t from = (token * p.kv_heads + item.kv_head) * C::kHeadDim;
+  const int pitch = p.kv_heads * C::kHeadDim;
+  copy_keys<C>(p.k_new + from, pitch, tile.count, k, key_column<C>(stage));
+  transpose_values<C>(p.v_new + from, pitch, tile.count, v, value_column(stage));
+}
+
+template <class C>
+WLIB_DEVICE void produce_blocks(AttentionSmem<C>& s, const AttentionKernelParams& p) {
   const bool leader = sm90::thread_in_warpgroup() == 0;
   sm90::RingCursor<C::kStages> at;
   sm90::RingCursor<C::kRawStages> raw, ahead;
@@ -174,11 +196,7 @@ WLIB_DEVICE void produce(AttentionSmem<C>& s, const AttentionKernelParams& p) {
       expand<kKeys, C::kHeadDim>(s.raw[raw.stage][0], k, key_column<C>(at.stage));
       expand<C::kHeadDim, kKeys>(s.raw[raw.stage][1], v, value_column(at.stage));
     } else {
-      const int64_t token = p.starts[walk.item.sequence] + tile.first - walk.item.cached;
-      const int64_t from = (token * p.kv_heads + walk.item.kv_head) * C::kHeadDim;
-      const int pitch = p.kv_heads * C::kHeadDim;
-      copy_keys<C>(p.k_new + from, pitch, tile.count, k, key_column<C>(at.stage));
-      transpose_values<C>(p.v_new + from, pitch, tile.count, v, value_column(at.stage));
+      expand_new<C>(p, walk.item, tile, k, v, at.stage);
     }
     prepare_scales(s, p, walk.item, tile, raw.stage, s.scales[at.stage]);
     sm90::fence_proxy_async();  // what this thread wrote is for wgmma

@@ -8,7 +8,7 @@
 
 namespace wlib::prefill {
 
-template <int kHeadDim, bool kHalfScores>
+template <int kHeadDim, bool kHalfScores, bool kTokenRows>
 cudaError_t launch_attention(const AttentionKernelParams& p, cudaStream_t stream);
 
 }  // namespace wlib::prefill

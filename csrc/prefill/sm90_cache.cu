@@ -1,4 +1,4 @@
-#include "int4fp8/sm90_launch.h"
+#include "cuda_device.h"
 #include "prefill/append_plan.h"
 #include "prefill/cuda.h"
 #include "prefill/sm90_append.h"
@@ -50,14 +50,14 @@ const char* text(cudaError_t error) {
 }  // namespace
 
 const char* append_cuda(const AppendParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   return text(with_head(p.type, p.head_dim, [&]<class T, int kHeadDim>() {
     return launch_append<T, kHeadDim>(p, static_cast<cudaStream_t>(stream));
   }));
 }
 
 const char* quantize_queries_cuda(const QuantizeQueriesParams& p, int device, void* stream) {
-  if (const char* refusal = int4fp8::refuse_device(device)) return refusal;
+  if (const char* refusal = refuse_device(device)) return refusal;
   return text(with_head(p.type, p.head_dim, [&]<class T, int kHeadDim>() {
     return sm90::launch(quantize_queries_kernel<T, kHeadDim>,
                         dim3(unsigned(query_ctas<kHeadDim>(p))), kQueryThreads, 0, 1,

@@ -27,4 +27,6 @@ void bind_attention(py::module_& m);
 void bind_atoms(py::module_& m);
 void bind_linear(py::module_& m);
 
+inline void* pointer(const py::array& a) { return const_cast<void*>(a.data()); }
+
 }  // namespace wlib::probe

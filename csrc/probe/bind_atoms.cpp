@@ -14,7 +14,6 @@ FloatType float_type(const py::array& a) {
   if (a.dtype().itemsize() == 4) return FloatType::kFloat32;
   return a.dtype().kind() == 'f' ? FloatType::kFloat16 : FloatType::kBFloat16;  // or its bits
 }
-void* pointer(const py::array& a) { return const_cast<void*>(a.data()); }
 sim::Buffer buffer(const py::array& a, const char* name, bool writable, bool initialised = false) {
   return {pointer(a), size_t(a.nbytes()), name, writable, initialised};
 }
@@ -135,20 +134,6 @@ sim::Report atoms_backward(const py::array& grad, const py::array& atoms, const 
   return simulate_backward(p, {ctas, resident, options}, buffers);
 }
 
-sim::Report prng_project(const py::array& values, const Array<float>& coef, int distribution,
-                         uint64_t seed, uint32_t tensor, int parts, const sim::Options& options) {
-  atoms::PrngParams p{};
-  p.coef = pointer(coef);
-  p.values = pointer(values);
-  p.elements = values.size();
-  p.count = int32_t(coef.size());
-  p.tensor = tensor;
-  p.seed = seed;
-  p.distribution = Distribution(distribution);
-  p.value_type = float_type(values);
-  return atoms::simulate_prng_project(p, parts, options);
-}
-
 }  // namespace
 
 void bind_atoms(py::module_& m) {
@@ -163,9 +148,6 @@ void bind_atoms(py::module_& m) {
         py::arg("grad_coef").noconvert(), py::kw_only(), py::arg("rule"), py::arg("factors"),
         py::arg("first"), py::arg("second"), py::arg("ctas"), py::arg("resident"),
         py::arg("options"));
-  m.def("prng_project", &prng_project, py::arg("values"), py::arg("coef").noconvert(),
-        py::kw_only(), py::arg("distribution"), py::arg("seed"), py::arg("tensor"),
-        py::arg("parts"), py::arg("options"));
 }
 
 }  // namespace wlib::probe

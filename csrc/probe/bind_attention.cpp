@@ -22,19 +22,41 @@ const T* pointer(const py::dict& arrays, const char* name) {
   return arrays[name].cast<Array<T>>().data();
 }
 
+// A cache with a row per token: where it is and how far apart its rows are, without a copy.
+template <class T>
+const T* rows(const py::dict& arrays, const char* name, prefill::RowStrides& stride) {
+  const auto array = arrays[name].cast<py::array>();
+  stride = {array.strides(0), array.strides(1), array.strides(2)};
+  return static_cast<const T*>(array.data());
+}
+void cache_params(const py::dict& a, prefill::AttentionParams& p) {
+  const auto k_cache = a["k_cache"].cast<py::array>();
+  p.blocks = k_cache.shape(0);
+  p.token_rows = k_cache.ndim() == 4;
+  p.block_tokens = p.token_rows ? int(k_cache.shape(1)) : int4kv::kBlockTokens;
+  p.kv_heads = int(k_cache.shape(p.token_rows ? 2 : 1));
+  if (p.token_rows) {
+    p.k_cache = rows<uint8_t>(a, "k_cache", p.k_rows);
+    p.v_cache = rows<uint8_t>(a, "v_cache", p.v_rows);
+    p.k_scale = rows<float>(a, "k_scale", p.k_scale_rows);
+    p.v_scale = rows<float>(a, "v_scale", p.v_scale_rows);
+  } else {
+    p.k_cache = pointer<uint8_t>(a, "k_cache");
+    p.v_cache = pointer<uint8_t>(a, "v_cache");
+    p.k_scale = pointer<float>(a, "k_scale");
+    p.v_scale = pointer<float>(a, "v_scale");
+  }
+}
+
 // Arrays by the names of wlib.attention_prefill, FP8 as the bits of E4M3.
 prefill::AttentionParams attention_params(const py::dict& a, const py::dict& o, py::array& out,
                                           Array<float>& lse) {
   const auto q = a["q"].cast<Array<uint8_t>>();
-  const auto k_cache = a["k_cache"].cast<Array<uint8_t>>();
   const auto page_table = a["page_table"].cast<Array<int32_t>>();
   prefill::AttentionParams p{};
   p.q = q.data();
   p.q_scale = pointer<float>(a, "q_scale");
-  p.k_cache = k_cache.data();
-  p.v_cache = pointer<uint8_t>(a, "v_cache");
-  p.k_scale = pointer<float>(a, "k_scale");
-  p.v_scale = pointer<float>(a, "v_scale");
+  cache_params(a, p);
   p.page_table = page_table.data();
   p.cached = pointer<int32_t>(a, "seqused_k");
   p.starts = pointer<int32_t>(a, "cu_seqlens_q");
@@ -49,8 +71,6 @@ prefill::AttentionParams attention_params(const py::dict& a, const py::dict& o, 
   p.tokens = q.shape(0);
   p.heads = int(q.shape(1));
   p.head_dim = int(q.shape(2));
-  p.blocks = k_cache.shape(0);
-  p.kv_heads = int(k_cache.shape(1));
   p.batch = int(page_table.shape(0));
   p.max_blocks = page_table.shape(1);
   p.max_queries = o["max_seqlen_q"].cast<int>();

@@ -15,7 +15,7 @@ namespace {
 std::vector<PlantedCase> all_planted() {
   std::vector<PlantedCase> all;
   for (const auto part : {planted_memory(), planted_sync(), planted_cluster(), planted_copy(),
-                          planted_wgmma(), planted_dependency()}) {
+                          planted_mma(), planted_wgmma(), planted_dependency()}) {
     all.insert(all.end(), part.begin(), part.end());
   }
   return all;
@@ -47,20 +47,33 @@ sim::Report run_planted(const std::string& name, bool bug, const sim::Options& o
 }
 
 sim::Report wgmma(const py::array& a, const py::array& b, Array<float>& d, bool register_a,
-                  const sim::Options& o, bool half) {
+                  const sim::Options& o, bool half, bool mn_major) {
   const auto narrow = half ? MatrixType::kE4M3Half : MatrixType::kE4M3;
-  const auto type = a.itemsize() == 1         ? narrow
-                    : a.dtype().kind() == 'f' ? MatrixType::kF16
-                                              : MatrixType::kBF16;
+  const auto type = a.itemsize() == 1 ? narrow
+                    : a.dtype().kind() == 'f'
+                        ? (mn_major ? MatrixType::kF16Mn : MatrixType::kF16)
+                        : (mn_major ? MatrixType::kBF16Mn : MatrixType::kBF16);
   return run_wgmma(type, int(b.shape(0)), register_a, static_cast<const uint8_t*>(a.data()),
                    static_cast<const uint8_t*>(b.data()), d.mutable_data(), o);
 }
 
+sim::Report mma(const py::array& a, const py::array& b, Array<float>& d, const sim::Options& o) {
+  return run_mma(a.dtype().kind() == 'f' ? MatrixType::kF16 : MatrixType::kBF16,
+                 static_cast<const uint16_t*>(a.data()), static_cast<const uint16_t*>(b.data()),
+                 d.mutable_data(), o);
+}
+
+sim::Report load_matrices(const Array<uint16_t>& x, Array<uint32_t>& out, int first,
+                          bool transposed, const sim::Options& o) {
+  return run_load_matrices(x.data(), out.mutable_data(), first, transposed, o);
+}
+
 sim::Report tensor_load(const py::array& x, int column, int row, bool swizzle, Array<uint8_t>& out,
                         const sim::Options& o) {
-  return run_tensor_load({static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)),
-                          int(x.strides(0)), int(x.itemsize()), swizzle, column, row},
-                         out.mutable_data(), o);
+  return run_tensor_load(
+      {static_cast<const uint8_t*>(x.data()), int(x.shape(0)), int(x.shape(1)), int(x.strides(0)),
+       int(x.itemsize()), swizzle, int(out.shape(1)), column, row},
+      out.mutable_data(), o);
 }
 
 sim::Report warp(Array<float>& out, const sim::Options& o) {
@@ -82,7 +95,11 @@ void bind_primitives(py::module_& m) {
   m.def("planted", &planted_names);
   m.def("run_planted", &run_planted, py::arg("name"), py::arg("bug"), py::arg("options"));
   m.def("wgmma", &wgmma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(),
-        py::arg("register_a"), py::arg("options"), py::arg("half") = false);
+        py::arg("register_a"), py::arg("options"), py::arg("half") = false,
+        py::arg("mn_major") = false);
+  m.def("mma", &mma, py::arg("a"), py::arg("b"), py::arg("d").noconvert(), py::arg("options"));
+  m.def("load_matrices", &load_matrices, py::arg("x").noconvert(), py::arg("out").noconvert(),
+        py::arg("first"), py::arg("transposed"), py::arg("options"));
   m.def("half2_add", py::vectorize(&sm90::half2_add));
   m.def("half2_sub", py::vectorize(&sm90::half2_sub));
   m.def("half2_mul", py::vectorize(&sm90::half2_mul));

@@ -8,9 +8,9 @@
 namespace wlib::probe {
 namespace {
 
-using atoms::SampleParams;
-using atoms::SparseMatmulParams;
-using atoms::TileSparse;
+using sparse_lowrank::SampleParams;
+using sparse_lowrank::SparseMatmulParams;
+using sparse_lowrank::TileSparse;
 using Positions = Array<int16_t>;
 using Offsets = Array<int64_t>;
 
@@ -60,7 +60,7 @@ sim::Report sparse_matmul(const py::array& x, const py::array& values, const Pos
                                       buffer(offsets, "offsets", false), buffer(out, "out", true)};
   if (base) buffers.push_back(buffer(*base, "base", false));
   if (bias) buffers.push_back(buffer(*bias, "bias", false));
-  return atoms::simulate_sparse_matmul(p, ctas, buffers, options);
+  return sparse_lowrank::simulate_sparse_matmul(p, ctas, buffers, options);
 }
 
 sim::Report sparse_transpose(const py::array& values, const Positions& positions,
@@ -74,12 +74,11 @@ sim::Report sparse_transpose(const py::array& values, const Positions& positions
       buffer(values, "values", false), buffer(positions, "positions", false),
       buffer(offsets, "offsets", false), buffer(out_values, "out_values", true),
       buffer(out_positions, "out_positions", true)};
-  return atoms::simulate_sparse_transpose(m, out_values.mutable_data(),
-                                          out_positions.mutable_data(), ctas, buffers, options);
+  return sparse_lowrank::simulate_sparse_transpose(
+      m, out_values.mutable_data(), out_positions.mutable_data(), ctas, buffers, options);
 }
 
-// As the launcher does it: one kernel up to 2048 tokens, two above; findings of the first that has
-// any.
+// As the launcher does it: a second kernel if there are runs; findings of the first that has any.
 sim::Report sparse_sample(const py::array& dy, const py::array& x, const Positions& positions,
                           const Offsets& offsets, py::array out, int ctas,
                           const sim::Options& options) {
@@ -102,12 +101,12 @@ sim::Report sparse_sample(const py::array& dy, const py::array& x, const Positio
       buffer(offsets, "offsets", false),
       buffer(out, "out", true),
       {partials.data(), partials.size() * sizeof(float), "partials", true}};
-  const sim::Report report = atoms::simulate_sparse_sample(p, ctas, buffers, options);
+  const sim::Report report = sparse_lowrank::simulate_sparse_sample(p, ctas, buffers, options);
   if (!p.partials || !report.findings.empty()) return report;
   const std::vector<sim::Buffer> sums = {
       buffer(out, "out", true),
       {partials.data(), partials.size() * sizeof(float), "partials", false}};
-  return atoms::simulate_sparse_sum(p, ctas, sums, options);
+  return sparse_lowrank::simulate_sparse_sum(p, ctas, sums, options);
 }
 
 }  // namespace

@@ -37,6 +37,7 @@ std::span<const PlantedCase> planted_memory();
 std::span<const PlantedCase> planted_sync();
 std::span<const PlantedCase> planted_cluster();
 std::span<const PlantedCase> planted_copy();
+std::span<const PlantedCase> planted_mma();
 std::span<const PlantedCase> planted_wgmma();
 std::span<const PlantedCase> planted_dependency();
 

@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include "atoms/sm90_finish.h"
-#include "atoms/sm90_prng.h"
 #include "atoms/sm90_tasks.h"
 
 namespace wlib::atoms {
@@ -16,17 +15,17 @@ sim::Report add(sim::Report all, const sim::Report& one) {
   return all;
 }
 
-// The second stage over partial sums that the first has made; `out` is among the buffers.
-sim::Report finish(const FinishParams& p, const sim::Options& options, const Buffers& buffers) {
-  if (p.rows * p.count == 0) return {};
-  return sim::launch({{2, 1, 1}, kFinishThreads, 0}, options, buffers, finish_kernel, p);
-}
-
 sim::Buffer partial_buffer(std::vector<float>& partials, bool first_stage) {
   return {partials.data(), partials.size() * 4, "partials", first_stage};
 }
 
 }  // namespace
+
+sim::Report simulate_finish(const FinishParams& p, const sim::Options& options,
+                            const Buffers& buffers) {
+  if (p.rows * p.count == 0) return {};
+  return sim::launch({{2, 1, 1}, kFinishThreads, 0}, options, buffers, finish_kernel, p);
+}
 
 sim::Report simulate_reconstruct(const ReconstructParams& p, const AtomsLaunch& how,
                                  const Buffers& buffers) {
@@ -79,30 +78,7 @@ sim::Report simulate_backward(ReconstructBackwardParams p, const AtomsLaunch& ho
   }
   if (!report.ok()) return report;
   all.back() = partial_buffer(partials, false);
-  return finish(make_finish(p), how.options, all);
-}
-
-sim::Report simulate_prng_project(PrngParams p, int parts, const sim::Options& options) {
-  const int64_t value_bytes = p.elements * (p.value_type == FloatType::kFloat32 ? 4 : 2);
-  const int64_t chunks = ProjectGrid(p.elements).chunks;
-  std::vector<float> partials(chunks * p.count + 1, NAN);
-  p.partials = partials.data();
-  Buffers buffers = {{p.values, size_t(value_bytes), "values", false},
-                     {p.coef, size_t(p.count) * 4, "coef", true},
-                     partial_buffer(partials, true)};
-  sim::Report report;
-  if (chunks > 0 && p.count > 0) {
-    const auto kernel = p.distribution == Distribution::kSign ? project_kernel<Distribution::kSign>
-                        : p.distribution == Distribution::kNormal
-                            ? project_kernel<Distribution::kNormal>
-                            : project_kernel<Distribution::kUniform>;
-    report = sim::launch({{int(chunks) * parts, 1, 1}, kPrngThreads, sizeof(ProjectSmem)}, options,
-                         buffers, kernel, p);
-  }
-  if (!report.ok()) return report;
-  buffers.back() = partial_buffer(partials, false);
-  return finish({p.partials, static_cast<float*>(p.coef), 1, chunks, p.count, 1.0}, options,
-                buffers);
+  return simulate_finish(make_finish(p), how.options, all);
 }
 
 }  // namespace wlib::atoms

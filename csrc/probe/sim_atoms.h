@@ -1,4 +1,4 @@
-// The kernels of shared atoms, and of gradients of random bases, in the simulator.
+// The kernels of shared atoms in the simulator.
 #pragma once
 
 #include <span>
@@ -6,7 +6,6 @@
 
 #include "sim/api.h"
 #include "wlib/params/atoms.h"
-#include "wlib/params/prng.h"
 
 namespace wlib::atoms {
 
@@ -25,9 +24,11 @@ sim::Report simulate_reconstruct(const ReconstructParams& p, const AtomsLaunch& 
                                  const Buffers& buffers);
 sim::Report simulate_combine(std::span<const ReconstructParams> tensors, bool few,
                              const AtomsLaunch& how, const Buffers& buffers);
+// The second stage over partial sums that the first has made; `out` is among the buffers.
+sim::Report simulate_finish(const FinishParams& p, const sim::Options& options,
+                            const Buffers& buffers);
 // Sets p.partials; grad_coef is among the buffers.
 sim::Report simulate_backward(ReconstructBackwardParams p, const AtomsLaunch& how,
                               const Buffers& buffers);
-sim::Report simulate_prng_project(PrngParams p, int parts, const sim::Options& options);
 
 }  // namespace wlib::atoms

@@ -14,15 +14,28 @@ sim::Buffer input(const void* data, int64_t bytes, const char* name) {
   return {const_cast<void*>(data), data ? size_t(bytes) : 0, name, false};
 }
 
+// From a cache's first row to the end of its last one.
+int64_t extent(const AttentionParams& p, const RowStrides& rows, int64_t row_bytes) {
+  return p.blocks == 0
+             ? 0
+             : row_offset(rows, p.blocks - 1, p.block_tokens - 1, p.kv_heads - 1) + row_bytes;
+}
+
 std::vector<sim::Buffer> inputs(const AttentionParams& p) {
-  const int64_t slots = p.blocks * p.kv_heads * kKeys, rows = p.tokens * p.heads;
-  const int64_t cache = slots * p.head_dim / 2, fresh = p.tokens * p.kv_heads;
+  const int64_t slots = p.blocks * p.kv_heads * kKeys, rows = p.tokens * p.heads,
+                fresh = p.tokens * p.kv_heads;
+  const auto codes = [&](const RowStrides& stride) {
+    return p.token_rows ? extent(p, stride, p.head_dim / 2) : slots * p.head_dim / 2;
+  };
+  const auto scales = [&](const RowStrides& stride) {
+    return p.token_rows ? extent(p, stride, 4) : slots * 4;
+  };
   return {input(p.q, rows * p.head_dim, "q"),
           input(p.q_scale, rows * 4, "q_scale"),
-          input(p.k_cache, cache, "k_cache"),
-          input(p.v_cache, cache, "v_cache"),
-          input(p.k_scale, slots * 4, "k_scale"),
-          input(p.v_scale, slots * 4, "v_scale"),
+          input(p.k_cache, codes(p.k_rows), "k_cache"),
+          input(p.v_cache, codes(p.v_rows), "v_cache"),
+          input(p.k_scale, scales(p.k_scale_rows), "k_scale"),
+          input(p.v_scale, scales(p.v_scale_rows), "v_scale"),
           input(p.page_table, p.batch * p.max_blocks * 4, "page_table"),
           input(p.cached, p.batch * 4, "cached"),
           input(p.starts, (p.batch + 1) * 4, "starts"),
@@ -51,26 +64,37 @@ sim::Report run(const AttentionKernelParams& p, int ctas, const sim::Options& op
 }
 
 struct Instance {
-  int head_dim;
-  bool half_scores;
+  AttentionInstance of;
   sim::Report (*run)(const AttentionKernelParams&, int, const sim::Options&);
 };
+template <int kHeadDim, bool kHalfScores, bool kTokenRows>
+constexpr Instance instance() {
+  return {{kHeadDim, kHalfScores, kTokenRows},
+          run<AttentionConfig<kHeadDim, kHalfScores, kTokenRows>>};
+}
 constexpr Instance kInstances[] = {
 #ifndef WLIB_SIM_ONLY_SMALL
-    {64, false, run<AttentionConfig<64, false>>},
-    {64, true, run<AttentionConfig<64, true>>},
-    {256, false, run<AttentionConfig<256, false>>},
-    {256, true, run<AttentionConfig<256, true>>},
+    instance<64, false, false>(),
+    instance<64, true, false>(),
+    instance<256, false, false>(),
+    instance<256, true, false>(),
+    instance<64, false, true>(),
+    instance<64, true, true>(),
+    instance<256, false, true>(),
+    instance<256, true, true>(),
+    instance<128, true, true>(),
 #endif
     // All that mutants need.
-    {128, false, run<AttentionConfig<128, false>>},
-    {128, true, run<AttentionConfig<128, true>>},
+    instance<128, false, false>(),
+    instance<128, true, false>(),
+    instance<128, false, true>(),
 };
 
 AttentionKernelParams plan(const AttentionParams& params, int splits, int ctas) {
   AttentionKernelParams p{};
   static_cast<AttentionParams&>(p) = params;
-  p.plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries, p.max_blocks,
+  p.plan = plan_attention(p.batch, p.kv_heads, p.heads / p.kv_heads, p.max_queries,
+                          ceil_div(p.max_blocks * p.block_tokens, kKeys),
                           p.k_new ? p.max_queries : 0, splits, ctas);
   return p;
 }
@@ -86,7 +110,7 @@ sim::Report simulate_attention(const AttentionParams& params, const AttentionLau
     p.part_lse = parts + p.plan.splits * rows * p.head_dim;
   }
   for (const Instance& i : kInstances)
-    if (i.head_dim == p.head_dim && i.half_scores == takes_fp16_scores(p))
+    if (i.of == AttentionInstance{p.head_dim, takes_fp16_scores(p), p.token_rows})
       return i.run(p, launch.ctas, options);
   throw std::invalid_argument("no such instance of the attention kernel");
 }
@@ -101,9 +125,9 @@ std::vector<ItemSteps> attention_items(const AttentionParams& params, int splits
   return items;
 }
 
-std::vector<std::pair<int, bool>> attention_instances() {
-  std::vector<std::pair<int, bool>> found;
-  for (const Instance& i : kInstances) found.emplace_back(i.head_dim, i.half_scores);
+std::vector<AttentionInstance> attention_instances() {
+  std::vector<AttentionInstance> found;
+  for (const Instance& i : kInstances) found.push_back(i.of);
   return found;
 }
 

@@ -1,7 +1,7 @@
 // The attention kernel in the simulator.
 #pragma once
 
-#include <utility>
+#include <tuple>
 #include <vector>
 
 #include "sim/api.h"
@@ -18,7 +18,8 @@ struct AttentionLaunch {
 sim::Report simulate_attention(const AttentionParams& params, const AttentionLaunch& launch,
                                float* parts, const sim::Options& options);
 
-std::vector<std::pair<int, bool>> attention_instances();  // head_dim, FP16 scores
+using AttentionInstance = std::tuple<int, bool, bool>;  // head_dim, FP16 scores, a row per token
+std::vector<AttentionInstance> attention_instances();
 
 // The items in the order in which CTAs take them.
 struct ItemSteps {

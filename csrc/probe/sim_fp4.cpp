@@ -20,7 +20,7 @@ sim::Buffer output(void* data, int64_t bytes, const char* name, bool written = f
 void add_source(const Source& s, std::vector<sim::Buffer>& buffers) {
   const int64_t elements = (s.rows - 1) * s.x_stride + s.columns;
   const int block = s.packed.global_scale ? kNvBlock : kMxBlock;
-  buffers.push_back(input(s.x, elements * int64_t(int4fp8::bytes_of(s.x_type)), "x"));
+  buffers.push_back(input(s.x, elements * int64_t(bytes_of(s.x_type)), "x"));
   buffers.push_back(input(s.packed.codes, s.rows * s.columns / 2, "packed codes"));
   buffers.push_back(input(s.packed.scales, s.rows * s.columns / block, "packed scales"));
   buffers.push_back(input(s.packed.global_scale, 4, "old global scale"));
@@ -85,7 +85,7 @@ sim::Report simulate_quantize(std::span<const QuantizeParams> sides, const sim::
 }
 
 sim::Report simulate_hadamard(const HadamardParams& p, const sim::Options& options) {
-  const int64_t bytes = int64_t(int4fp8::bytes_of(p.type));
+  const int64_t bytes = int64_t(bytes_of(p.type));
   const std::vector<sim::Buffer> buffers = {
       input(p.x, ((p.rows - 1) * p.x_stride + p.columns) * bytes, "x"),
       input(p.signs, p.size, "signs"), output(p.y, p.rows * p.columns * bytes, "y")};

@@ -31,7 +31,7 @@ std::vector<sim::Buffer> operands(const MatmulParams& p) {
 }
 
 sim::Buffer output(const MatmulParams& p) {
-  return {p.y, size_t(p.a.rows * p.b.rows) * int4fp8::bytes_of(p.out_type), "y", true};
+  return {p.y, size_t(p.a.rows * p.b.rows) * bytes_of(p.out_type), "y", true};
 }
 
 // Runs launches one after the other and keeps what the first of them found.

@@ -82,6 +82,17 @@ static const PlantedCase kCases[] = {
        sm90::tensor_load_2d(smem().a + (p.bug ? 128 : 1024), p.map, 0, 0, barrier);
        sm90::mbarrier_wait(barrier, 0);
      }},
+    {"box with a swizzle of 48 bytes", "bulk-copy", 32, 1,
+     [](Params p) {
+       uint64_t& barrier = smem().barrier[0];
+       if (thread_index() != 0) return;
+       p.map.box_row_bytes = p.bug ? 48 : 64;
+       sm90::mbarrier_init(barrier, 1);
+       sm90::mbarrier_init_fence();
+       sm90::mbarrier_arrive_expect_tx(barrier, 8 * p.map.box_row_bytes);
+       sm90::tensor_load_2d(smem().a + 1024, p.map, 0, 0, barrier);
+       sm90::mbarrier_wait(barrier, 0);
+     }},
     {"box without swizzle at a boundary of 64 bytes", "bulk-copy", 32, 1,
      [](Params p) {
        uint64_t& barrier = smem().barrier[0];

@@ -1,35 +1,39 @@
 // Instrumented: the loads and stores of the kernels included here call the checker.
 #include "probe/sim_sparse.h"
 
-#include "atoms/sm90_sparse_matmul.h"
-#include "atoms/sm90_sparse_sample.h"
-#include "atoms/sm90_sparse_transpose.h"
+#include "sparse_lowrank/sm90_sparse_matmul.h"
+#include "sparse_lowrank/sm90_sparse_matmul_mma.h"
+#include "sparse_lowrank/sm90_sparse_sample.h"
+#include "sparse_lowrank/sm90_sparse_sample_mma.h"
+#include "sparse_lowrank/sm90_sparse_transpose.h"
 
-namespace wlib::atoms {
+namespace wlib::sparse_lowrank {
 namespace {
 
 using Buffers = std::vector<sim::Buffer>;
 
-// Calls run with the type as a constant.
-template <class F>
-sim::Report with_constant(FloatType type, F run) {
-  switch (type) {
-    case FloatType::kFloat32: return run.template operator()<FloatType::kFloat32>();
-#ifndef WLIB_SIM_ONLY_SMALL  // mutants run with two types
-    case FloatType::kFloat16: return run.template operator()<FloatType::kFloat16>();
-#endif
-    default: return run.template operator()<FloatType::kBFloat16>();
-  }
+template <class Params>
+sim::Report launch(void (*kernel)(Params), int ctas, int threads, size_t smem_bytes,
+                   const sim::Options& options, const Buffers& buffers, const Params& p,
+                   int cluster = 1) {
+  return sim::launch({{ctas * cluster, 1, 1}, threads, smem_bytes, cluster}, options, buffers,
+                     kernel, p);
 }
 
 }  // namespace
 
 sim::Report simulate_sparse_matmul(const SparseMatmulParams& p, int ctas, const Buffers& buffers,
                                    const sim::Options& options) {
-  return with_constant(p.type, [&]<FloatType kType>() {
-    const sim::LaunchConfig config{{ctas, 1, 1}, kTileThreads, sizeof(SparseSmem<kType>)};
-    return sim::launch(config, options, buffers, sparse_matmul_kernel<kType>, p);
-  });
+  if (p.type == FloatType::kFloat32)
+    return launch(sparse_matmul_kernel, ctas, kTileThreads, sizeof(SparseSmem), options, buffers,
+                  p);
+  SparseProductParams product;
+  make_product_params(p, &product);
+  auto kernel = sparse_matmul_mma_kernel<FloatType::kBFloat16>;
+#ifndef WLIB_SIM_ONLY_SMALL  // mutants run with one of the 16-bit types
+  if (p.type == FloatType::kFloat16) kernel = sparse_matmul_mma_kernel<FloatType::kFloat16>;
+#endif
+  return launch(kernel, ctas, kMmaThreads, sizeof(ProductSmem), options, buffers, product);
 }
 
 sim::Report simulate_sparse_transpose(const TileSparse& matrix, float* values, int16_t* positions,
@@ -42,10 +46,16 @@ sim::Report simulate_sparse_transpose(const TileSparse& matrix, float* values, i
 
 sim::Report simulate_sparse_sample(const SampleParams& p, int ctas, const Buffers& buffers,
                                    const sim::Options& options) {
-  return with_constant(p.type, [&]<FloatType kType>() {
-    const sim::LaunchConfig config{{ctas, 1, 1}, kTileThreads, sizeof(SampleSmem<kType>)};
-    return sim::launch(config, options, buffers, sparse_sample_kernel<kType>, p);
-  });
+  if (p.type == FloatType::kFloat32)
+    return launch(sparse_sample_kernel, ctas, kTileThreads, sizeof(SampleSmem), options, buffers,
+                  p);
+  SparseSampleParams sample;
+  make_sample_params(p, &sample);
+  auto kernel = sparse_sample_mma_kernel<FloatType::kBFloat16>;
+#ifndef WLIB_SIM_ONLY_SMALL
+  if (p.type == FloatType::kFloat16) kernel = sparse_sample_mma_kernel<FloatType::kFloat16>;
+#endif
+  return launch(kernel, ctas, kMmaThreads, sizeof(SampleMmaSmem), options, buffers, sample, kPair);
 }
 
 sim::Report simulate_sparse_sum(const SampleParams& p, int ctas, const Buffers& buffers,
@@ -54,4 +64,4 @@ sim::Report simulate_sparse_sum(const SampleParams& p, int ctas, const Buffers& 
   return sim::launch(config, options, buffers, sparse_sum_kernel, p);
 }
 
-}  // namespace wlib::atoms
+}  // namespace wlib::sparse_lowrank

@@ -4,11 +4,11 @@
 #include <vector>
 
 #include "sim/api.h"
-#include "wlib/params/sparse.h"
+#include "wlib/params/sparse_lowrank.h"
 
-namespace wlib::atoms {
+namespace wlib::sparse_lowrank {
 
-// `ctas` CTAs share the items of each kernel.
+// `ctas` CTAs, or pairs of them, share the items of each kernel.
 sim::Report simulate_sparse_matmul(const SparseMatmulParams& p, int ctas,
                                    const std::vector<sim::Buffer>& buffers,
                                    const sim::Options& options);
@@ -23,4 +23,4 @@ sim::Report simulate_sparse_sum(const SampleParams& p, int ctas,
                                 const std::vector<sim::Buffer>& buffers,
                                 const sim::Options& options);
 
-}  // namespace wlib::atoms
+}  // namespace wlib::sparse_lowrank

@@ -20,12 +20,18 @@ sim::Buffer input(const void* data, size_t bytes, const char* name) {
   return {const_cast<void*>(data), bytes, name, false};
 }
 
-// Rows of 128 bytes as wgmma reads them. CuTe's atom counts bits; this makes it count elements.
-template <class Element, int kRows>
+// Rows of 128 bytes as wgmma reads them, along k or along the operand's rows: then in boxes, each
+// with all of k. CuTe's atom counts bits; this makes it count elements.
+template <class Element, int kRows, bool kMnMajor = false>
 auto swizzled_layout() {
-  using Columns = cute::Int<128 / sizeof(Element)>;
-  return cute::as_position_independent_swizzle_layout(cute::tile_to_shape(
-      cute::SM90::GMMA::Layout_K_SW128_Atom<Element>{}, cute::Shape<cute::Int<kRows>, Columns>{}));
+  namespace gmma = cute::SM90::GMMA;
+  const cute::Shape<cute::Int<kRows>, cute::Int<128 / sizeof(Element)>> shape;
+  if constexpr (kMnMajor)
+    return cute::as_position_independent_swizzle_layout(cute::tile_to_shape(
+        gmma::Layout_MN_SW128_Atom<Element>{}, shape, cute::Step<cute::_2, cute::_1>{}));
+  else
+    return cute::as_position_independent_swizzle_layout(
+        cute::tile_to_shape(gmma::Layout_K_SW128_Atom<Element>{}, shape));
 }
 
 struct WgmmaParams {
@@ -40,8 +46,9 @@ struct WgmmaSmem {
 };
 
 // Element as CuTe calls it and as its bits.
-template <class Element_, class Bits_, class Rs_, class Ss_, class Fragment_>
+template <class Element_, class Bits_, class Rs_, class Ss_, class Fragment_, bool kMn_ = false>
 struct WgmmaCase {
+  static constexpr bool kMnMajor = kMn_;
   using Element = Element_;
   using Bits = Bits_;
   using Rs = Rs_;
@@ -59,6 +66,9 @@ using BF16Case = WgmmaCase<cute::bfloat16_t, uint16_t, sm90::WgmmaBF16<64>::Rs,
                            sm90::WgmmaBF16<64>::Ss, cute::SM90::GMMA::ALayout_64x16>;
 using F16Case = WgmmaCase<cute::half_t, uint16_t, sm90::WgmmaF16<64>::Rs, sm90::WgmmaF16<64>::Ss,
                           cute::SM90::GMMA::ALayout_64x16>;
+// Of 256 columns, without register operands.
+template <class Element, class Op, bool kMnMajor>
+using WideCase = WgmmaCase<Element, uint16_t, Op, Op, cute::SM90::GMMA::ALayout_64x16, kMnMajor>;
 
 // This thread's A fragments of all k steps, placed by CuTe's layout.
 template <class C>
@@ -83,8 +93,8 @@ void wgmma_kernel(WgmmaParams p) {
   auto& s = sm90::dynamic_smem<WgmmaSmem<C::kN>>();
   const auto* a = reinterpret_cast<const Bits*>(p.a);
   const auto* b = reinterpret_cast<const Bits*>(p.b);
-  const auto at_a = swizzled_layout<typename C::Element, 64>();
-  const auto at_b = swizzled_layout<typename C::Element, C::kN>();
+  const auto at_a = swizzled_layout<typename C::Element, 64, C::kMnMajor>();
+  const auto at_b = swizzled_layout<typename C::Element, C::kN, C::kMnMajor>();
   for (int i = thread_index(); i < C::kN * kColumns; i += 128) {
     reinterpret_cast<Bits*>(s.b)[at_b(i / kColumns, i % kColumns)] = b[i];
   }
@@ -99,11 +109,15 @@ void wgmma_kernel(WgmmaParams p) {
   using Number = sm90::Accumulator<Op>;
   Number d[sm90::kAccumulators<Op>];
   load_fragments<C>(a, fragments);
-  const uint64_t tile_a = sm90::swizzled_tile_descriptor(s.a),
-                 tile_b = sm90::swizzled_tile_descriptor(s.b);
+  const auto descriptor = [](const uint8_t* tile) {
+    return C::kMnMajor ? sm90::mn_major_tile_descriptor(tile, 64 * 128)
+                       : sm90::swizzled_tile_descriptor(tile);
+  };
+  const uint64_t tile_a = descriptor(s.a), tile_b = descriptor(s.b);
   sm90::wgmma_fence();
   for (int step = 0; step < 4; ++step) {
-    const uint64_t advance = step * sm90::kDescriptorKStep;
+    const uint64_t advance =
+        step * (C::kMnMajor ? sm90::kMnDescriptorKStep : sm90::kDescriptorKStep);
     if constexpr (kRegisterA)
       sm90::wgmma<typename C::Rs>(d, fragments[step], tile_b + advance, step != 0);
     else
@@ -139,6 +153,21 @@ sim::Report run_wgmma(MatrixType type, int n, bool register_a, const uint8_t* a,
   const WgmmaParams p{a, b, d};
   if (type == MatrixType::kBF16 && n == 64) return run_case<BF16Case>(register_a, p, options);
   if (type == MatrixType::kF16 && n == 64) return run_case<F16Case>(register_a, p, options);
+  if (n == 256 && !register_a) {
+    using BF16 = sm90::WgmmaBF16<256>;
+    using F16 = sm90::WgmmaF16<256>;
+    switch (type) {
+      case MatrixType::kBF16:
+        return run_case<WideCase<cute::bfloat16_t, BF16::Ss, false>>(false, p, options);
+      case MatrixType::kBF16Mn:
+        return run_case<WideCase<cute::bfloat16_t, BF16::SsMn, true>>(false, p, options);
+      case MatrixType::kF16:
+        return run_case<WideCase<cute::half_t, F16::Ss, false>>(false, p, options);
+      case MatrixType::kF16Mn:
+        return run_case<WideCase<cute::half_t, F16::SsMn, true>>(false, p, options);
+      default: break;
+    }
+  }
   if (type == MatrixType::kE4M3Half && n == 64 && !register_a)
     return run_case<HalfCase>(false, p, options);
   if (type == MatrixType::kE4M3) {
@@ -159,7 +188,7 @@ namespace {
 struct TensorParams {
   sm90::TensorMap map;
   bool swizzle;
-  int column, row;
+  int row_bytes, column, row;
   uint8_t* out;
 };
 struct TensorSmem {
@@ -167,19 +196,33 @@ struct TensorSmem {
   uint64_t barrier;
 };
 
+template <int kBytes>
+int swizzled_byte(int i) {
+  using Byte = cute::float_e4m3_t;
+  using Atom = std::conditional_t<
+      kBytes == 32, cute::SM90::GMMA::Layout_K_SW32_Atom<Byte>,
+      std::conditional_t<kBytes == 64, cute::SM90::GMMA::Layout_K_SW64_Atom<Byte>,
+                         cute::SM90::GMMA::Layout_K_SW128_Atom<Byte>>>;
+  const auto at = cute::as_position_independent_swizzle_layout(
+      cute::tile_to_shape(Atom{}, cute::Shape<cute::Int<kTensorBoxRows>, cute::Int<kBytes>>{}));
+  return at(i / kBytes, i % kBytes);
+}
+
 void tensor_kernel(TensorParams p) {
   auto& s = sm90::dynamic_smem<TensorSmem>();
   if (thread_index() == 0) {
     sm90::mbarrier_init(s.barrier, 1);
     sm90::mbarrier_init_fence();
-    sm90::mbarrier_arrive_expect_tx(s.barrier, sizeof s.box);
+    sm90::mbarrier_arrive_expect_tx(s.barrier, kTensorBoxRows * p.row_bytes);
     sm90::tensor_load_2d(s.box, p.map, p.column, p.row, s.barrier);
   }
   sm90::block_sync();
   sm90::mbarrier_wait(s.barrier, 0);
-  const auto at = swizzled_layout<cute::float_e4m3_t, kTensorBoxRows>();
-  for (int i = thread_index(); i < kTensorBoxRows * 128; i += 128)
-    p.out[i] = s.box[p.swizzle ? at(i / 128, i % 128) : i];
+  const auto at = p.row_bytes == 32   ? swizzled_byte<32>
+                  : p.row_bytes == 64 ? swizzled_byte<64>
+                                      : swizzled_byte<128>;
+  for (int i = thread_index(); i < kTensorBoxRows * p.row_bytes; i += 128)
+    p.out[i] = s.box[p.swizzle ? at(i) : i];
 }
 
 struct PhaseParams {
@@ -266,15 +309,16 @@ void grid_kernel(GridParams p) {
 }  // namespace
 
 sim::Report run_tensor_load(const TensorLoad& t, uint8_t* out, const sim::Options& options) {
-  TensorParams p{{}, t.swizzle, t.column, t.row, out};
+  TensorParams p{{}, t.swizzle, t.row_bytes, t.column, t.row, out};
   const uint32_t element = t.element_bytes;
   sm90::make_tensor_map(
       &p.map, {t.x, uint64_t(t.rows), uint64_t(t.columns), uint64_t(t.stride_bytes), kTensorBoxRows,
-               128 / element, element, t.swizzle});
+               t.row_bytes / element, element, t.swizzle});
   const size_t bytes = size_t(t.rows - 1) * t.stride_bytes + t.columns * element;
-  return sim::launch({{}, 128, sizeof(TensorSmem)}, options,
-                     {input(t.x, bytes, "x"), {out, kTensorBoxRows * 128, "out", true}},
-                     tensor_kernel, p);
+  return sim::launch(
+      {{}, 128, sizeof(TensorSmem)}, options,
+      {input(t.x, bytes, "x"), {out, size_t(kTensorBoxRows * t.row_bytes), "out", true}},
+      tensor_kernel, p);
 }
 
 sim::Report run_phase_wait(int phases, int parity, const sim::Options& options) {

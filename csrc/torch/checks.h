@@ -14,7 +14,7 @@
 #include <string>
 #include <type_traits>
 
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
 namespace wlib {
 

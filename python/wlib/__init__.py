@@ -1,6 +1,6 @@
 """wlib: weight kernels for PyTorch, matmuls that read their weights in a compressed form."""
 
-from . import _ops, _ops_prng, _ops_rebuild, nn, quant, rebuild
+from . import _ops, nn, quant, rebuild
 from .atoms import atoms_from_layers, atoms_reconstruct, combine
 from .atoms_linear import atoms_linear
 from .atoms_optim import AtomsAdamW, AtomsLion, atoms_step
@@ -24,8 +24,9 @@ from .quantizer import (
     rms_norm_fp8_quantize,
     silu_mul_fp8_quantize,
 )
-from .sparse import SparseSupport, sparse_lowrank_linear, sparse_support
+from .sparse_lowrank import SparseSupport, sparse_lowrank_linear, sparse_support
 from .tucker import tucker_merge, tucker_merge_many, tucker_reconstruct
+from .vllm_cache import VllmInt4Cache
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PackedInt4Experts",
     "PackedInt4Weight",
     "SparseSupport",
+    "VllmInt4Cache",
     "atoms_from_layers",
     "atoms_linear",
     "atoms_reconstruct",
@@ -75,4 +77,4 @@ __all__ = [
     "tucker_reconstruct",
 ]
 
-del _ops, _ops_prng, _ops_rebuild  # imported for their effect: fake kernels and gradients
+del _ops  # imported for their effect: fake kernels and gradients

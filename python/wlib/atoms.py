@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _ops_atoms  # noqa: F401  registers fakes and gradients
 from .errors import check_dtype, check_shape, refuse, typed_error
 
 _FROM_LAYERS = "wlib.atoms_from_layers"

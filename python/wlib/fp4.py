@@ -294,12 +294,12 @@ def fp4_matmul(
         alpha: factor of the result.
         out_dtype: bfloat16, float16 or float32.
         mode: "fold8": mxfp4 on FP8 tensor cores, from carriers if both operands have them, else
-            from codes, whose scales may then span 29 binades in a row (on CUDA, rows that span
-            more send the whole product to BF16 tensor cores); "bf16": codes on BF16 tensor cores,
-            for nvfp4 too; "exact32": mxfp4 codes, the sum of 32 products is exact, slow;
-            "block_scaled": on Blackwell's FP4 tensor cores, packed operands of one format with
-            scales in the 128x4 order, K in multiples of 32 and rows of the result in multiples of
-            16 bytes; "auto": "block_scaled" if both have that order and no carrier, else "fold8"
+            from codes, whose scales may then span 27 binades in a row (on CUDA, a row that spans
+            more or has a NaN sends the whole product to BF16 tensor cores); "bf16": codes on BF16
+            tensor cores, for nvfp4 too; "exact32": mxfp4 codes, the sum of 32 products is exact,
+            slow; "block_scaled": on Blackwell's FP4 tensor cores, packed operands of one format
+            with scales in the 128x4 order, K in multiples of 32 and rows of the result in multiples
+            of 16 bytes; "auto": "block_scaled" if both have that order and no carrier, else "fold8"
             if both are mxfp4, else "bf16".
 
     Returns:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _ops_fp4_linear
+from ._ops import fp4_linear as ops
 from .errors import check_device, check_dtype, check_shape, refuse
 from .fp4_recipe import FP4Recipe, as_recipe
 
@@ -27,7 +27,7 @@ def fp4_weight(w: Tensor, recipe: str | FP4Recipe) -> list[Tensor]:
         A list of tensors for the argument `weight` of `fp4_linear` with the same recipe.
     """
     chosen = as_recipe(recipe)
-    return _ops_fp4_linear.quantize_operand(w.detach(), chosen, chosen.square_weight)
+    return ops.quantize_operand(w.detach(), chosen, chosen.square_weight)
 
 
 def fp4_linear(

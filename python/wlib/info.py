@@ -8,7 +8,8 @@ import torch
 
 from ._load import library_path, text
 
-FAMILIES = ("int4fp8", "prefill", "atoms", "fp4")  # as the folders of csrc
+# The folders of csrc.
+FAMILIES = ("int4fp8", "prefill", "atoms", "rebuild", "sparse_lowrank", "fp4")
 
 
 @dataclass(frozen=True)

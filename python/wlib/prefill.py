@@ -14,6 +14,7 @@ from . import (
     kv_layout,
 )
 from .errors import check_dtype, check_shape, refuse, typed_error
+from .vllm_cache import VllmInt4Cache
 
 _ALLOCATE = "wlib.Int4KVCache.allocate"
 _APPEND = "wlib.Int4KVCache.append"
@@ -228,7 +229,7 @@ def quantize_q_fp8(
 
 def attention_prefill(
     q8: Tensor,
-    kv: Int4KVCache,
+    kv: Int4KVCache | VllmInt4Cache,
     *,
     q_scale: Tensor,
     cu_seqlens_q: Tensor,
@@ -257,7 +258,9 @@ def attention_prefill(
 
     Args:
         q8: float8_e4m3fn [Tq, Hq, D] of all sequences, D = 64, 128 or 256 (`quantize_q_fp8`).
-        kv: the cache, Hkv heads; Hq is a multiple of Hkv, up to 16 times.
+        kv: the cache, Hkv heads; Hq is a multiple of Hkv, up to 16 times. With a `VllmInt4Cache`
+            everything is in the space of its rotated keys and values: q8 comes from
+            `rotate_queries`, k_new and v_new are rotated, and `restore` takes the output back.
         q_scale: float32 [Tq, Hq].
         cu_seqlens_q: int32 [batch + 1], first query of each sequence, then Tq.
         max_seqlen_q: at least the longest sequence of queries.

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._ops_rebuild import Form
+from ._ops.rebuild import Form
 from .errors import refuse, typed_error
 
 

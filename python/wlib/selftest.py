@@ -27,8 +27,8 @@ from .reference import exact
 from .reference import fp4 as reference_fp4
 from .reference import int4fp8 as reference
 from .reference import rebuild as rebuilt
-from .reference import sparse as reference_sparse
-from .sparse import sparse_support
+from .reference import sparse_lowrank as reference_sparse
+from .sparse_lowrank import sparse_support
 
 _SIZES_M = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
 _SIZES_N = (1, 63, 64, 65, 130, 384)

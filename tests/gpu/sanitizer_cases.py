@@ -25,7 +25,7 @@ CASES = (  # m, n, k, group_size, zero_point
     *((*shape, 128, False) for shape in TILES.values()),
     *((*shape, 64, True) for shape in TILES.values()),
 )
-LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80))  # m, s, n, k
+LINEAR_CASES = ((1, 1, 1, 16), (70, 5, 200, 208), (3, 130, 9, 80), (33, 5, 200, 160))  # m, s, n, k
 NV = {"format": "nvfp4", "scale_rule": "amax"}
 FP4_CASES: dict[str, dict[str, Any]] = {
     "carrier": {"carrier": "e4m3", "hadamard": 32, "swizzle": True, "mask": True},
@@ -41,12 +41,12 @@ FP4_MATMULS = (
 SPARSE_CASES = ((1, 3, 5), (130, 300, 141), (2100, 128, 128))  # m, n, k
 
 
-def sparse_is_right(m: int, n: int, k: int, device: str) -> bool:
+def sparse_is_right(m: int, n: int, k: int, dtype: torch.dtype, device: str) -> bool:
     """Whether all products of a sparse matrix are those of the CPU."""
     support = wlib.sparse_support(n, k, 0.05)
     draw = torch.Generator().manual_seed(k)
     sizes = ((m, k), (m, n), (support.count,))
-    x, dy, values = (torch.randint(-1, 2, s, generator=draw).float() for s in sizes)
+    x, dy, values = (torch.randint(-1, 2, s, generator=draw).to(dtype) for s in sizes)
     results = []
     for where in ("cpu", device):
         places = [t.to(where) for t in (support.positions, support.offsets)]
@@ -68,7 +68,7 @@ def grouped_is_right(problem: Problem, device: str) -> bool:
 
 
 def atoms_are_right(device: str) -> bool:
-    """Both directions, an optimiser step, sums of lists and random bases, with odd sizes."""
+    """Both directions, an optimiser step, sums of lists, random bases and low rank."""
     draw = torch.Generator().manual_seed(1)
     grad, atoms, coef, first, second = (
         torch.randint(1, 4, shape, generator=draw).float()
@@ -83,6 +83,9 @@ def atoms_are_right(device: str) -> bool:
         flat += [wlib.atoms_step(g, a, c, m, v, lr=0.1, betas=(0.5, 0.5)), a, m, v]
         flat.append(torch.ops.wlib.prng_project(g, 6, 1, "sign", 0))
         flat.append(wlib.prng_expand(c[0].clone(), (701,), 1))
+        factors = [g[:, 0, :27], g.view(27, 701)]  # both kernels, by the type of the result
+        for dtype in (torch.float32, torch.bfloat16):
+            flat += torch.ops.wlib.rebuild([], factors, [0], [1.0], out_dtype=dtype)
         return [t.cpu() for t in flat]
 
     return all(map(torch.equal, run(device), run("cpu")))
@@ -98,7 +101,10 @@ def linear_is_right(m: int, s: int, n: int, k: int, device: str) -> bool:
     for where in (device, "cpu"):
         x, atoms, *rest = (t.to(where) for t in operands)
         codes = atoms.to(torch.float8_e4m3fn)
-        results.append([wlib.atoms_linear(x, a, *rest).cpu() for a in (atoms, codes)])
+        kinds: list[Any] = [atoms, codes]
+        if k % 32 == 0:
+            kinds.append(wlib.PackedInt4Experts.quantize(atoms, 32))
+        results.append([wlib.atoms_linear(x, kind, *rest).cpu() for kind in kinds])
     return all(map(torch.equal, *results))
 
 
@@ -154,6 +160,36 @@ def attention_is_right(dim: int, splits: int, half: bool, device: str) -> bool:
 
     error = (run(device) - run("cpu")).abs().max()
     return float(error) <= (0 if splits == 1 else 1e-5)
+
+
+def rows_are_right(dim: int, half: bool, device: str) -> bool:
+    """Zeros for queries: the mean of values that are integers, by rows that end with the memory."""
+    whole = torch.full((8, 2, 16, dim + 8), 255, dtype=torch.uint8)
+    kv = wlib.VllmInt4Cache.from_vllm(whole)
+    draw = torch.Generator().manual_seed(dim)
+    for codes, scales in ((kv.k, kv.k_scale), (kv.v, kv.v_scale)):
+        codes[:] = torch.randint(0, 256, codes.shape, generator=draw, dtype=torch.uint8)
+        scales[:] = (torch.ones(()).view(torch.int32) | 7).view(torch.float32)
+
+    def run(device: str) -> torch.Tensor:
+        out = wlib.attention_prefill(
+            torch.zeros(70, 2, dim, device=device).to(torch.float8_e4m3fn),
+            wlib.VllmInt4Cache.from_vllm(whole.to(device)),
+            q_scale=torch.ones(70, 2, device=device),
+            cu_seqlens_q=torch.tensor([0, 70], dtype=torch.int32, device=device),
+            max_seqlen_q=70,
+            seqused_k=torch.tensor([128], dtype=torch.int32, device=device),
+            page_table=torch.arange(8, dtype=torch.int32, device=device)[None],
+            allow_fp16_scores=half,
+            causal=False,
+            num_splits=1,
+            out_dtype=torch.float32,
+            return_lse=False,
+        )
+        assert isinstance(out, torch.Tensor)
+        return out.cpu()
+
+    return torch.equal(run(device), run("cpu"))
 
 
 def cache_is_right(dim: int, device: str) -> bool:
@@ -227,7 +263,9 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
         m, n, k, group_size, _ = case
         yield f"int4fp8 M={m} N={n} K={k} G={group_size}", partial(int4fp8_is_right, case)
     for m, n, k in SPARSE_CASES:
-        yield f"sparse M={m} N={n} K={k}", partial(sparse_is_right, m, n, k)
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"sparse M={m} N={n} K={k} {dtype}"
+            yield name, partial(sparse_is_right, m, n, k, dtype)
     for m, s, n, k in LINEAR_CASES:
         yield f"linear M={m} S={s} N={n} K={k}", partial(linear_is_right, m, s, n, k)
     for name, arguments in FP4_CASES.items():
@@ -241,6 +279,8 @@ def checks() -> Iterator[tuple[str, Callable[[str], bool]]]:
     ):
         title = f"attention D={dim} splits={splits} half={half}"
         yield title, partial(attention_is_right, dim, splits, half)
+    for dim, half in ((64, False), (128, True), (256, False)):
+        yield f"attention over rows D={dim} half={half}", partial(rows_are_right, dim, half)
     for dim in (64, 128, 256):
         yield f"cache D={dim}", partial(cache_is_right, dim)
     yield "atoms", atoms_are_right

@@ -68,6 +68,47 @@ def test_random_problems_stay_within_the_bound(own: bool, dtype: torch.dtype) ->
         assert torch.equal(y, run(operands))
 
 
+def draw_int4(s: int, n: int, k: int, group_size: int) -> wlib.PackedInt4Experts:
+    """All codes, scales that are powers of two."""
+
+    def weight() -> wlib.Int4Weight:
+        codes = torch.randint(256, (n, k // 2), dtype=torch.uint8)
+        scale, channel = (2.0 ** torch.randint(-1, 3, (n, c)) for c in (k // group_size, 1))
+        return wlib.Int4Weight(codes, scale.bfloat16(), None, channel.flatten())
+
+    torch.manual_seed(s + n + k)
+    return wlib.pack_experts([weight() for _ in range(s)])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize(
+    ("size", "group_size"),
+    [((1, 1, 1, 32), 32), ((5, 3, 130, 96), 32), ((70, 5, 300, 192), 64), ((33, 8, 4096, 512), 128),
+     ((3, 130, 20, 256), 256)],
+)  # fmt: skip
+def test_int4_atoms(size: tuple[int, ...], group_size: int, own: bool, dtype: torch.dtype) -> None:
+    """Sums are exact in float32, whatever their order."""
+    x, _, *rest = draw(*size, own=own, exact=True, dtype=dtype)
+    packed = draw_int4(*size[1:], group_size)
+    dense = torch.stack([packed[i].unpack().dequantize() for i in range(packed.experts)])
+    moved = [t.cuda() for t in (x, *rest)]
+    for kept in (1, 3):
+        y = wlib.atoms_linear(moved[0], packed.to("cuda"), *moved[1 : 1 + kept])
+        assert torch.equal(y.cpu(), reference.linear(x, dense, *rest[:kept]).value.to(dtype))
+
+
+def test_int4_atoms_beside_float32_are_converted() -> None:
+    packed = draw_int4(3, 70, 64, 32)
+    x, _, coef, _, base = draw(5, 3, 70, 64, own=False, exact=True, dtype=torch.float32)
+    y = wlib.atoms_linear(x.cuda(), packed.to("cuda"), coef.cuda(), None, base.cuda())
+    assert torch.equal(y.cpu(), wlib.atoms_linear(x, packed, coef, None, base))
+    with pytest.raises(ValueError, match="no kernel for INT4 atoms"):
+        torch.ops.wlib.atoms_linear(
+            x.cuda(), packed.data.cuda(), coef.cuda(), n=packed.n, group_size=32
+        )
+
+
 @pytest.mark.parametrize("m", [3, 100])
 @pytest.mark.parametrize(("dtype", "k"), [(torch.float32, 24), (torch.bfloat16, 9)])
 def test_one_set_of_coefficients_is_served_whatever_type_and_size(

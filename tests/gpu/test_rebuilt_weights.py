@@ -56,6 +56,33 @@ def test_exact_layers(form: int, layers: int, dtype: torch.dtype) -> None:
         assert torch.equal(y.cpu(), exact.view(y.shape).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("out_dtype", FLOATS[1:])
+@pytest.mark.parametrize("form", [0, 1])
+def test_tensor_cores_stay_within_the_derived_bound(
+    form: int, out_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    """Bases that take the rounded delta away: the results show the error of the sums."""
+    draw = torch.Generator().manual_seed(form)
+    shapes = [(n, k, r) for r in (17, 64, 200) for n, k in ((64, 128), (70, 133), (1, 4096))]
+    layers = []
+    for n, k, r in shapes:
+        sizes = [(n, r), (r, k), (n, r), (r, k)][: 2 + 2 * form]
+        operands = [torch.randn(size, generator=draw).to(dtype) for size in sizes]
+        w0 = -REFERENCES[form](None, *operands, 0.5).value.to(out_dtype)
+        layers.append((w0, operands))
+    got = torch.ops.wlib.rebuild(
+        [w0.cuda() for w0, _ in layers],
+        [a.cuda() for _, operands in layers for a in operands],
+        [form] * len(layers),
+        [0.5] * len(layers),
+    )
+    for (_, _, r), (w0, operands), y in zip(shapes, layers, got, strict=True):
+        exact = REFERENCES[form](w0, *operands, 0.5)
+        bound = exact.bound(r * (1 + form), out_dtype, products=1 + form)
+        assert ((y.cpu().double() - exact.value).abs() <= bound).all()
+
+
 @pytest.mark.parametrize("form", range(4))
 def test_stochastic_rounding_gives_the_bits_of_the_cpu(form: int) -> None:
     draw = torch.Generator().manual_seed(form)

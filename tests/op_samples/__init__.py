@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from . import atoms, fp4, int4fp8, prefill
+from . import atoms, fp4, int4fp8, prefill, rebuild, sparse_lowrank
 
-FAMILIES = (int4fp8, prefill, atoms, fp4)
+FAMILIES = (int4fp8, prefill, atoms, rebuild, sparse_lowrank, fp4)
 SCHEMAS = {name: schema for family in FAMILIES for name, schema in family.SCHEMAS.items()}
 
 

@@ -81,6 +81,15 @@ def attention_call(
     return "attention_prefill.default", arguments, options
 
 
+def vllm_attention_call() -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Rows of a key and its value behind each other, blocks of 16 tokens."""
+    kv = wlib.VllmInt4Cache.from_vllm(torch.zeros(3, 2, 16, 136, dtype=torch.uint8))
+    kv.append(*torch.randn(2, 20, 2, 128), torch.arange(20))
+    name, arguments, options = attention_call([5], [20], 128)
+    tables = torch.tensor([[0, 1]], dtype=torch.int32), *arguments[7:]
+    return name, (*arguments[:2], kv.k, kv.v, kv.k_scale, kv.v_scale, *tables), options
+
+
 def attention_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
     every = {
         "key_mean": torch.randn(2, 64),
@@ -96,4 +105,5 @@ def attention_samples() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         attention_call([5, 0, 3], [70, 10, 0], 64, new=True, out_dtype=torch.float32, **every),
         attention_call([4], [0], 256, new=True, out_dtype=torch.float16),
         attention_call([0], [65], 64),
+        vllm_attention_call(),
     ]

@@ -76,15 +76,15 @@ void bulk_load(Machine& m, void* smem, const void* global, uint32_t bytes, uint6
 
 // What a box holds at (row, byte) of shared memory; outside the tensor zero.
 void fill_box(const TensorMap2D& map, int column, int row, uint8_t* to) {
-  constexpr uintptr_t kChunks =
-      8;  // 128-byte swizzle: XOR 16-byte chunks with the 128-byte line number
+  // The swizzle: XOR of 16-byte chunks within a row with the number of the 128-byte line.
+  const uintptr_t chunks = map.box_row_bytes / 16;
   for (uint32_t r = 0; r < map.box_rows; ++r) {
     for (uint32_t c = 0; c < map.box_row_bytes; ++c) {
       const int64_t from_row = int64_t(row) + r, from = int64_t(column) * map.element_bytes + c;
       const bool inside = from_row >= 0 && from >= 0 && uint64_t(from_row) < map.rows &&
                           uint64_t(from) < map.row_bytes;
       uintptr_t at = reinterpret_cast<uintptr_t>(to) + r * map.box_row_bytes + c;
-      if (map.swizzle) at ^= (at / 128 % kChunks) * 16;
+      if (map.swizzle) at ^= (at / 128 % chunks) * 16;
       *reinterpret_cast<uint8_t*>(at) =
           inside ? map.base[from_row * map.row_stride_bytes + from] : 0;
     }
@@ -95,10 +95,11 @@ void tensor_load(Machine& m, void* smem, const TensorMap2D& map, int column, int
                  uint16_t cta_mask) {
   const char* who = "cp.async.bulk.tensor load";
   require(m, aligned(smem, 128), who, "a box needs 128-byte alignment in shared memory");
-  require(m, !map.swizzle || aligned(smem, 1024), who,
-          "a swizzled box needs 1024-byte alignment in shared memory");
-  require(m, !map.swizzle || map.box_row_bytes == 128, who,
-          "box rows must fill the 128 bytes of the swizzle");
+  const uint32_t row_bytes = map.box_row_bytes;
+  require(m, !map.swizzle || row_bytes == 32 || row_bytes == 64 || row_bytes == 128, who,
+          "rows of a swizzled box have 32, 64 or 128 bytes");
+  require(m, !map.swizzle || aligned(smem, 8 * row_bytes), who,
+          "a swizzled box needs eight times its rows' bytes as alignment in shared memory");
   require(m, map.box_row_bytes % 16 == 0, who, "box rows must be a multiple of 16 bytes");
   require(m, map.row_stride_bytes % 16 == 0 && aligned(map.base, 16), who,
           "row stride and base need 16-byte alignment");

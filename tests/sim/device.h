@@ -48,7 +48,7 @@ struct TensorMap2D {  // the fields of a CUtensorMap the model needs
   uint64_t row_stride_bytes;
   uint32_t box_row_bytes, box_rows;
   uint32_t element_bytes;
-  bool swizzle;  // of 128 bytes, or none
+  bool swizzle;  // of the bytes of a box's row: 32, 64 or 128
 };
 void bulk_load(void* smem, const void* global, uint32_t bytes, uint64_t* bar);
 void bulk_load_multicast(void* smem, const void* global, uint32_t bytes, uint64_t* bar,
@@ -64,6 +64,7 @@ enum class Element : uint8_t { kE4M3, kE5M2, kBF16, kF16 };
 struct WgmmaShape {  // m64 n{n} k{32 bytes}, derived from CuTe's MMA_Traits
   int n, k, d_regs;
   bool a_in_registers;
+  bool mn_major;            // both operands in shared memory; else K-major
   Element a, b;             // both of one size
   bool half_d;              // two FP16 numbers in each of d_regs, else one FP32 number
   const uint16_t* a_coord;  // [128][values of A per thread] -> m + 64 * k   (register A only)
@@ -74,5 +75,9 @@ void wgmma_issue(const WgmmaShape& shape, float* d, const uint32_t* a_regs, uint
                  uint64_t b_desc, bool accumulate);
 void wgmma_commit();
 void wgmma_wait(int pending);
+
+// By whole warps; fragments as in wlib/sm90/mma.h. `type` has 16 bits.
+void warp_mma(Element type, float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+void load_matrices(uint32_t (&matrix)[4], const void* row, bool transposed);
 
 }  // namespace wlib::sim::dev

@@ -1,6 +1,7 @@
 // Internal state of the simulator: one cluster at a time, a fiber per thread, one OS thread.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <functional>
 #include <map>
@@ -87,10 +88,11 @@ struct Rendezvous {  // of threads that count themselves in: named barriers and 
   WaitList waiters;
 };
 
-struct WarpRendezvous {  // __syncwarp, shuffles, votes and elect all meet here
+struct WarpRendezvous {  // __syncwarp, shuffles, votes, elect, mma and ldmatrix all meet here
+  using Words = std::array<uint32_t, 6>;
   uint32_t arrived = 0, generation = 0;
   std::string_view kind;
-  uint32_t deposit[kWarp] = {}, result[kWarp] = {};
+  Words deposit[kWarp] = {}, result[kWarp] = {};
   Knowledge gathered, released;
   WaitList waiters;
 };
@@ -173,6 +175,8 @@ class Machine {
   }
   void wake(WaitList& list);
   void yield();
+  // All lanes of the warp meet; the rendezvous' result[] then holds every lane's deposit.
+  WarpRendezvous& meet(std::string_view kind, const WarpRendezvous::Words& words);
   [[noreturn]] void abandon();  // fatal finding: stop this cluster
   uint64_t draw_due();          // when the next asynchronous operation happens
   void schedule(uint64_t due, std::function<void()> run);
@@ -279,6 +283,8 @@ class Machine {
   uint32_t next_slot_ = 0;
   bool abandoned_ = false;
 };
+
+float sixteen_bits(dev::Element type, uint16_t bits);  // the value of an FP16 or BF16 number
 
 extern Machine* machine;  // the running launch, or null
 

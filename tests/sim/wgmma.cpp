@@ -27,21 +27,28 @@ float decode(dev::Element type, const uint8_t* p) {
     return t;
   }();
   if (element_bytes(type) == 1) return tables[type == dev::Element::kE5M2][*p];
-  const auto bits = uint16_t(p[0] | p[1] << 8);
-  if (type == dev::Element::kF16) return __half2float(__builtin_bit_cast(__half, bits));
-  return __builtin_bit_cast(float, uint32_t(bits) << 16);
+  return sixteen_bits(type, uint16_t(p[0] | p[1] << 8));
 }
 
-// A K-major operand behind a 64-bit matrix descriptor (PTX ISA, "Matrix descriptor"), 128-byte
-// swizzle: groups of eight 128-byte rows, `stride` apart, in which address bits 4..6 are XORed with
-// bits 7..9.
+// An operand behind a 64-bit matrix descriptor (PTX ISA, "Matrix descriptor"), 128-byte swizzle:
+// groups of eight 128-byte rows, `stride` apart, in which address bits 4..6 are XORed with bits
+// 7..9. K-major: a row is one of the operand, and there is one column of groups. MN-major: a row is
+// one of k, columns of groups are `leading` apart.
 struct Operand {
-  uint32_t start, stride;
-  explicit Operand(uint64_t d)
-      : start(uint32_t(d & 0x3fff) << 4), stride(uint32_t(d >> 32 & 0x3fff) << 4) {}
+  uint32_t start, leading, stride;
+  bool mn_major;
+  int bytes;  // of an element
+  Operand(uint64_t d, bool mn_major_operand, int element)
+      : start(uint32_t(d & 0x3fff) << 4),
+        leading(uint32_t(d >> 16 & 0x3fff) << 4),
+        stride(uint32_t(d >> 32 & 0x3fff) << 4),
+        mn_major(mn_major_operand),
+        bytes(element) {}
   static bool supported(uint64_t d) { return d >> 62 == 1 && (d >> 49 & 7) == 0; }
-  uint32_t address(int row, int k_byte) const {  // in the shared window
-    const uint32_t a = start + row % 8 * 128 + row / 8 * stride + k_byte;
+  uint32_t address(int mn, int k) const {  // in the shared window
+    const uint32_t row = mn_major ? k : mn, byte = (mn_major ? mn : k) * bytes;
+    const uint32_t column = mn_major ? byte / 128 * leading + byte % 128 : byte;
+    const uint32_t a = start + row % 8 * 128 + row / 8 * stride + column;
     return a ^ (a >> 7 & 7) << 4;
   }
 };
@@ -99,13 +106,11 @@ Matrix fragments(const WgmmaOp& op) {
 
 Matrix tile(const dev::WgmmaShape& s, dev::Element type, const uint8_t* shared, uint64_t descriptor,
             int rows) {
-  const Operand from(descriptor);
-  const int bytes = element_bytes(type);
+  const Operand from(descriptor, s.mn_major, element_bytes(type));
   Matrix out(rows * s.k);
   for (int r = 0; r < rows; ++r) {
-    for (int k = 0; k < s.k; ++k) {
-      out[r * s.k + k] = decode(type, shared + from.address(r, k * bytes) - kSharedWindow);
-    }
+    for (int k = 0; k < s.k; ++k)
+      out[r * s.k + k] = decode(type, shared + from.address(r, k) - kSharedWindow);
   }
   return out;
 }
@@ -199,17 +204,19 @@ float* hold_accumulator(Machine& m, float* d, int count, uint32_t op) {
   return t.held.back().value.data();
 }
 
-// One warp reads rows x 32 bytes of an operand through the async proxy.
-void check_operand(Machine& m, uint64_t descriptor, int row0, int rows, const Access& by) {
-  const Operand o(descriptor);
+// One warp reads rows x 32 bytes of an operand through the async proxy, 16 bytes at a time.
+void check_operand(Machine& m, const WgmmaShape& shape, uint64_t descriptor, int row0, int rows,
+                   const Access& by) {
+  const Operand o(descriptor, shape.mn_major, element_bytes(shape.b));
   if (!Operand::supported(descriptor) || (o.start >> 7 & 7)) {
     m.find("wgmma-descriptor",
            "only tiles with 128-byte swizzle at a 1024-byte boundary are modelled");
     m.abandon();
   }
   Cta& cta = *m.self->cta;
-  for (int r = row0; r < row0 + rows; ++r) {
-    for (int k = 0; k < 32; k += 16) {
+  const int piece = 16 / o.bytes;
+  for (int r = row0; r < row0 + rows; r += o.mn_major ? piece : 1) {
+    for (int k = 0; k < shape.k; k += o.mn_major ? 1 : piece) {
       const uint32_t a = o.address(r, k);
       if (a < kSharedWindow || a + 16 > kSharedWindow + m.config.smem_bytes) {
         m.find("smem-bounds", "wgmma descriptor points outside shared memory");
@@ -275,8 +282,8 @@ void wgmma_issue(const WgmmaShape& shape, float* d, const uint32_t* a_regs, uint
   for (int w = 0; w < 4; ++w) {
     const int agent = m.wgmma_agent(t) - t.warp() % 4 + w;
     const Access by = m.access_by(agent, index + 1, true, op.warp_known[w]);
-    check_operand(m, op.b_desc, 0, shape.n, by);
-    if (!a_regs) check_operand(m, op.a_desc, 16 * w, 16, by);
+    check_operand(m, shape, op.b_desc, 0, shape.n, by);
+    if (!a_regs) check_operand(m, shape, op.a_desc, 16 * w, 16, by);
   }
   op.due = m.draw_due();
   m.arm(g);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "wlib/numerics/optimizer.h"
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
 namespace wlib::atoms {
 

@@ -8,7 +8,7 @@
 #include "wlib/numerics/fp4_carrier.h"
 #include "wlib/numerics/fp4_rounding.h"
 #include "wlib/numerics/fp4_scale.h"
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 
 namespace wlib::fp4 {
 

@@ -5,18 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace wlib {
+#include "wlib/params/float_type.h"
 
-enum class FloatType : int { kFloat32, kBFloat16, kFloat16, kFloat64, kE4M3 };
-
-namespace int4fp8 {
-
-constexpr size_t bytes_of(FloatType type) {
-  return type == FloatType::kFloat64   ? 8
-         : type == FloatType::kFloat32 ? 4
-         : type == FloatType::kE4M3    ? 1
-                                       : 2;
-}
+namespace wlib::int4fp8 {
 
 enum class Activation : int { kNone, kSiluMul };
 
@@ -117,5 +108,4 @@ struct GroupSumsParams {
 };
 constexpr int kSumsAlignment = 4;  // tokens
 
-}  // namespace int4fp8
-}  // namespace wlib
+}  // namespace wlib::int4fp8

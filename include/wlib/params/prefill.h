@@ -2,7 +2,7 @@
 // has been checked. Shapes: T tokens, Hq query heads, Hkv KV heads, D = head_dim.
 #pragma once
 
-#include "wlib/params/int4fp8.h"
+#include "wlib/params/float_type.h"
 #include "wlib/platform.h"
 
 namespace wlib::prefill {
@@ -33,15 +33,27 @@ struct QuantizeQueriesParams {
   FloatType type;
 };
 
+// Bytes between neighbours of a cache with a row per token, see layout/int4_tokens.h.
+struct RowStrides {
+  int64_t block, token, head;
+};
+WLIB_HOST_DEVICE constexpr int64_t row_offset(const RowStrides& stride, int64_t block,
+                                              int64_t token, int64_t head) {
+  return block * stride.block + token * stride.token + head * stride.head;
+}
+
 struct AttentionParams {
   const uint8_t* q;                  // [tokens, heads, head_dim] E4M3
   const float* q_scale;              // [tokens, heads]
-  const uint8_t *k_cache, *v_cache;  // [blocks, kv_heads, head_dim * 32]
-  const float *k_scale, *v_scale;    // [blocks, kv_heads, 64]
-  const int32_t* page_table;         // [batch, max_blocks]
-  const int32_t* cached;             // [batch] tokens of each sequence that are in the cache
-  const int32_t* starts;             // [batch + 1] first query of each sequence
-  const uint8_t *k_new, *v_new;      // [tokens, kv_heads, head_dim] E4M3 behind the cache, or null
+  const uint8_t *k_cache, *v_cache;  // [blocks, kv_heads, head_dim * 32], or rows
+  const float *k_scale, *v_scale;    // [blocks, kv_heads, 64], or rows
+  bool token_rows;                   // the cache's layout: int4_tokens.h, not int4_kv.h
+  int block_tokens;                  // 64 unless token_rows
+  RowStrides k_rows, v_rows, k_scale_rows, v_scale_rows;  // if token_rows
+  const int32_t* page_table;                              // [batch, max_blocks]
+  const int32_t* cached;         // [batch] tokens of each sequence that are in the cache
+  const int32_t* starts;         // [batch + 1] first query of each sequence
+  const uint8_t *k_new, *v_new;  // [tokens, kv_heads, head_dim] E4M3 behind the cache, or null
   const float *k_new_scale, *v_new_scale;  // [tokens, kv_heads]
   const float* key_mean;  // [kv_heads, head_dim] what was taken off the keys, smoothed; or null
   const float* sinks;     // [heads] one more score per row, without a value; or null

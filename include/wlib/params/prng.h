@@ -1,10 +1,12 @@
 // What wlib::prng_expand and its gradient hand to their kernels, CPU and CUDA alike.
 #pragma once
 
-#include "wlib/numerics/philox.h"
-#include "wlib/params/int4fp8.h"
+#include <cstdint>
 
-namespace wlib::atoms {
+#include "wlib/numerics/philox.h"
+#include "wlib/params/float_type.h"
+
+namespace wlib::rebuild {
 
 // values[e] = sum_i coef[i] * basis_i(e), added up in order of i by fused multiply-adds from 0;
 // backwards coef[i] = sum_e values[e] * basis_i(e).
@@ -20,4 +22,4 @@ struct PrngParams {
   FloatType value_type;
 };
 
-}  // namespace wlib::atoms
+}  // namespace wlib::rebuild

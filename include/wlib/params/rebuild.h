@@ -2,9 +2,11 @@
 // after every argument has been checked.
 #pragma once
 
-#include "wlib/params/int4fp8.h"
+#include <cstdint>
 
-namespace wlib::atoms {
+#include "wlib/params/float_type.h"
+
+namespace wlib::rebuild {
 
 // How a layer's out [rows, columns] follows from w0 (zeros if null) and its operands.
 enum class RebuildForm : int {
@@ -30,6 +32,7 @@ struct RebuildLayer {
   int32_t rows, columns, rank1, rank2;
   RebuildForm form : 8;
   FloatType w0_type : 8, out_type : 8, operand_type : 8;
+  int32_t number;      // in the call, for the keys of stochastic rounding
   int32_t first_tile;  // of the CUDA kernel's tiles, numbered over all layers of a launch
 };
 
@@ -39,4 +42,4 @@ struct Rounding {
   bool stochastic;
 };
 
-}  // namespace wlib::atoms
+}  // namespace wlib::rebuild

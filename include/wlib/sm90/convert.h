@@ -1,6 +1,7 @@
 // FP8 conversions by the GPU's own instructions; the host takes their definition, numerics/e4m3.h.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include "wlib/numerics/e4m3.h"
@@ -35,7 +36,23 @@ WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
   return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
 }
 
-// Products of two pairs of BF16; exact ones only, which the host does not round.
+// Two BF16, rounded to nearest even, the first in the lower half; and their values.
+WLIB_DEVICE uint32_t pack_bf16x2(float low, float high) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+#else
+  const auto bits = [](float f) { return __builtin_bit_cast(uint16_t, __float2bfloat16_rn(f)); };
+  return bits(low) | uint32_t(bits(high)) << 16;
+#endif
+}
+WLIB_DEVICE float bf16x2_low(uint32_t pair) { return __builtin_bit_cast(float, pair << 16); }
+WLIB_DEVICE float bf16x2_high(uint32_t pair) {
+  return __builtin_bit_cast(float, pair & 0xffff0000u);
+}
+
+// Of pairs of BF16: products, and a * b + c. Exact ones only, which the host does not round.
 WLIB_DEVICE uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
 #if WLIB_ON_DEVICE
   uint32_t out;
@@ -48,6 +65,20 @@ WLIB_DEVICE uint32_t multiply_bf16x2(uint32_t a, uint32_t b) {
   };
   const uint32_t high = product(a & 0xffff0000u, b & 0xffff0000u), low = product(a << 16, b << 16);
   return (high & 0xffff0000u) | low >> 16;
+#endif
+}
+WLIB_DEVICE uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+#if WLIB_ON_DEVICE
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+#else
+  const auto value = [](uint32_t bits) { return __builtin_bit_cast(float, bits); };
+  const auto sum = [&](int shift) {
+    const auto upper = [&](uint32_t bits) { return value(bits >> shift << 16); };
+    return __builtin_bit_cast(uint32_t, upper(a) * upper(b) + upper(c)) >> 16;
+  };
+  return sum(0) | sum(16) << 16;
 #endif
 }
 

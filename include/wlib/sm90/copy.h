@@ -54,6 +54,11 @@ WLIB_DEVICE void prefetch_tensor_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
+// Brings the 32 bytes around an address into L2, ahead of a load of them.
+WLIB_DEVICE void prefetch_global(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global) : "memory");
+}
+
 WLIB_DEVICE void bulk_store(void* global, const void* smem, uint32_t bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
                "r"(shared_address(smem)), "r"(bytes)
@@ -85,6 +90,7 @@ inline void tensor_load_2d_multicast(void* smem, const TensorMap& map, int colum
   sim::dev::tensor_load_2d_multicast(smem, map, column, row, &bar, cta_mask);
 }
 inline void prefetch_tensor_map(const TensorMap&) {}
+inline void prefetch_global(const void*) {}
 inline void bulk_store(void* global, const void* smem, uint32_t bytes) {
   sim::dev::bulk_store(global, smem, bytes);
 }

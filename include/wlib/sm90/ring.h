@@ -40,14 +40,15 @@ struct RingCursor {
 // has been read in all of them, and `readers` counts the warps of all.
 template <int kStages>
 struct Ring {
-  uint64_t full[kStages];   // one arrival (the producer's expect_tx) plus the bytes of the copies
+  uint64_t full[kStages];   // `writers` arrivals plus the bytes of the copies
   uint64_t empty[kStages];  // `readers` arrivals, one per consumer warp that reads the stage
 
-  WLIB_DEVICE void init(int readers) {
+  // One writer: the producer's expect_tx. More: warps that write parts of the stage themselves.
+  WLIB_DEVICE void init(int readers, int writers = 1) {
     debug_name(full, sizeof full, "ring.full");
     debug_name(empty, sizeof empty, "ring.empty");
     for (int i = 0; i < kStages; ++i) {
-      mbarrier_init(full[i], 1);
+      mbarrier_init(full[i], writers);
       mbarrier_init(empty[i], readers);
     }
     mbarrier_init_fence();
@@ -64,6 +65,11 @@ struct Ring {
   WLIB_DEVICE uint64_t& expect(RingCursor<kStages> at, uint32_t bytes) {
     mbarrier_arrive_expect_tx(full[at.stage], bytes);
     return full[at.stage];
+  }
+  // What a warp has written itself, each lane behind its fence for the async proxy.
+  WLIB_DEVICE void hand_over(RingCursor<kStages> at) {
+    warp_sync();  // one lane's arrival speaks for the writes of the whole warp
+    if (elect()) mbarrier_arrive(full[at.stage]);
   }
   // Consumer.
   WLIB_DEVICE void wait_full(RingCursor<kStages> at) { mbarrier_wait(full[at.stage], at.parity); }

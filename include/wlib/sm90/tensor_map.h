@@ -8,9 +8,10 @@
 
 namespace wlib::sm90 {
 
-// Boxes arrive at a multiple of 128 bytes of shared memory, row after row, or with the 128-byte
-// swizzle that wgmma reads; then box_columns * element_bytes must not exceed 128, and the address
-// is a multiple of 1024.
+// Boxes arrive at a multiple of 128 bytes of shared memory, row after row. Swizzled, rows of a box
+// have 32, 64 or 128 bytes, the address is a multiple of eight times as much, and chunks of 16
+// bytes change places within a row, so that a column of them lies in all banks; wgmma reads rows of
+// 128.
 struct MatrixTiles {
   const void* base;  // 16-byte aligned
   uint64_t rows, columns;
@@ -32,6 +33,12 @@ inline decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
   if (error != cudaSuccess || status != cudaDriverEntryPointSuccess) return nullptr;
   return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
 }
+inline CUtensorMapSwizzle swizzle_mode(uint32_t bytes) {
+  return bytes == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+         : bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+         : bytes == 32 ? CU_TENSOR_MAP_SWIZZLE_32B
+                       : CU_TENSOR_MAP_SWIZZLE_NONE;
+}
 }  // namespace detail
 
 // False if the driver is too old or refuses the map.
@@ -45,7 +52,7 @@ inline bool make_tensor_map(TensorMap* map, const MatrixTiles& t) {
                                            : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   return encode(map, type, 2, const_cast<void*>(t.base), extent, stride, box, step,
                 CU_TENSOR_MAP_INTERLEAVE_NONE,
-                t.swizzle ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                detail::swizzle_mode(t.swizzle ? t.box_columns * t.element_bytes : 0),
                 CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }

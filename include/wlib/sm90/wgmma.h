@@ -13,8 +13,9 @@
 
 namespace wlib::sm90 {
 
-// D[64, N] += A[64, K] * B[N, K]^T, both K-major, FP32 accumulators. Rs: A in registers; Ss: in
-// shared memory. SsHalf: FP16 accumulators, two neighbouring columns of a row in one register.
+// D[64, N] += A[64, K] * B[N, K]^T, FP32 accumulators. Rs: A in registers, B K-major; Ss: A in
+// shared memory, both K-major. SsMn: likewise, but both MN-major: a row of shared memory is one of
+// k. SsHalf: FP16 accumulators, two neighbouring columns of a row in one register.
 template <int kN>
 struct WgmmaE4M3;
 #define WLIB_WGMMA_E4M3(n)                                                \
@@ -47,20 +48,34 @@ WLIB_WGMMA_FP8(E5M2, E4M3)
 WLIB_WGMMA_FP8(E5M2, E5M2)
 #undef WLIB_WGMMA_FP8
 
-constexpr auto kKMajor = cute::SM90::GMMA::Major::K;
+constexpr auto kKMajor = cute::SM90::GMMA::Major::K, kMnMajor = cute::SM90::GMMA::Major::MN;
 template <int kN>
 struct WgmmaBF16;
-template <>
-struct WgmmaBF16<64> {
-  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_RS<kKMajor, kKMajor>;
-  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32BF16BF16_SS<kKMajor, kKMajor>;
-};
 template <int kN>
 struct WgmmaF16;
+#define WLIB_WGMMA_16(n)                                                           \
+  template <>                                                                      \
+  struct WgmmaBF16<n> {                                                            \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x16_F32BF16BF16_RS<kKMajor, kKMajor>; \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x16_F32BF16BF16_SS<kKMajor, kKMajor>; \
+  };                                                                               \
+  template <>                                                                      \
+  struct WgmmaF16<n> {                                                             \
+    using Rs = cute::SM90::GMMA::MMA_64x##n##x16_F32F16F16_RS<kKMajor, kKMajor>;   \
+    using Ss = cute::SM90::GMMA::MMA_64x##n##x16_F32F16F16_SS<kKMajor, kKMajor>;   \
+  };
+WLIB_WGMMA_16(32)
+WLIB_WGMMA_16(64)
+#undef WLIB_WGMMA_16
 template <>
-struct WgmmaF16<64> {
-  using Rs = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_RS<kKMajor, kKMajor>;
-  using Ss = cute::SM90::GMMA::MMA_64x64x16_F32F16F16_SS<kKMajor, kKMajor>;
+struct WgmmaBF16<256> {
+  using Ss = cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kKMajor, kKMajor>;
+  using SsMn = cute::SM90::GMMA::MMA_64x256x16_F32BF16BF16_SS<kMnMajor, kMnMajor>;
+};
+template <>
+struct WgmmaF16<256> {
+  using Ss = cute::SM90::GMMA::MMA_64x256x16_F32F16F16_SS<kKMajor, kKMajor>;
+  using SsMn = cute::SM90::GMMA::MMA_64x256x16_F32F16F16_SS<kMnMajor, kMnMajor>;
 };
 
 // Registers of a thread for D: float, or uint32_t with two FP16 numbers.
@@ -85,6 +100,14 @@ WLIB_DEVICE uint64_t swizzled_tile_descriptor(const void* smem) {
 }
 // One k step of 32 bytes further inside the rows (addresses count 16-byte units).
 constexpr uint64_t kDescriptorKStep = 2;
+// Descriptor of an MN-major tile of 16-bit elements: boxes of 64 columns, `box_bytes` apart at
+// 1024-byte boundaries, with rows of k as above.
+WLIB_DEVICE uint64_t mn_major_tile_descriptor(const void* smem, uint32_t box_bytes) {
+  constexpr uint64_t kColumnUnits = uint64_t(0x3fff) << 16;
+  return (swizzled_tile_descriptor(smem) & ~kColumnUnits) | uint64_t(box_bytes >> 4) << 16;
+}
+// One k step of 16 rows further.
+constexpr uint64_t kMnDescriptorKStep = 16 * 128 >> 4;
 
 #if WLIB_ON_DEVICE
 
@@ -166,6 +189,8 @@ struct Shape {
   static constexpr int kN = cute::size<1>(typename Traits::Shape_MNK{});
   static constexpr int kK = cute::size<2>(typename Traits::Shape_MNK{});
   static constexpr bool kRegisterA = std::is_same_v<typename Op::ARegisters, uint32_t[4]>;
+  static constexpr bool kMnMajor =
+      std::is_same_v<typename Traits::FrgTypeB, cute::SM90::GMMA::smem_desc<sm90::kMnMajor>>;
   static constexpr bool kHalf = std::is_same_v<typename Traits::ValTypeD, cute::half_t>;
   static inline const auto a = coordinates<typename Traits::ALayout, kRegisterA ? kK / 2 : 1>();
   static inline const auto d = coordinates<typename Traits::CLayout, kN / 2>();
@@ -173,6 +198,7 @@ struct Shape {
                                                     kK,
                                                     kAccumulators<Op>,
                                                     kRegisterA,
+                                                    kMnMajor,
                                                     kElement<typename Traits::ValTypeA>,
                                                     kElement<typename Traits::ValTypeB>,
                                                     kHalf,

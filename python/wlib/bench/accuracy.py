@@ -20,6 +20,11 @@ class Accuracy:
     max_rel_error: float | None = None
     format_sqnr_db: float | None = None
 
+    def agreement_db(self) -> float:
+        """Return the SQNR of what the arm computes, infinite where it is exact or not judged."""
+        judged = self.format_sqnr_db if self.max_rel_error is None else self.sqnr_db
+        return math.inf if judged is None else judged
+
 
 def compare(y: Tensor, reference: Tensor, unquantized: Tensor) -> Accuracy:
     """Compare `y` with the float64 results of its stored operands and of the original ones."""

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--m", type=_sizes, metavar="M,...", help="values of the axis m; default the suite's"
     )
     parser.add_argument("--cpu", action="store_true", help="measure on the CPU")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="stop after about so long; the ops share what is left of it in equal parts",
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the measuring time")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON lines")
     parser.add_argument("--summary", type=Path, metavar="FILE", help="write the run as Markdown")
@@ -65,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         args.json.unlink(missing_ok=True)
     rows: list[Row] = []
     failed = False
-    for point in _measure(plans):
+    for point in _measure(plans, args.seconds):
         rows += point.rows
         failed |= any(arm.startswith(OURS) for arm in point.failures)
         if args.json:
@@ -106,17 +113,37 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
     return plans
 
 
-def _measure(plans: Sequence[Plan]) -> Iterator[Point]:
-    points = (point for plan in plans for point in measure_plan(plan))
+def _measure(plans: Sequence[Plan], seconds: float | None = None) -> Iterator[Point]:
+    points = _within(plans, seconds) if seconds else _all(plans)
     total = sum(len(plan.problems) for plan in plans)
+    left_out: dict[str, list[str]] = {}
     for plan in plans:
         for arm in plan.op.arms:
             if reason := arm.unavailable(plan.device):
-                print(f"{plan.op.name}: {arm.name} is left out: {reason}")
+                left_out.setdefault(reason, []).append(f"{arm.name} of {plan.op.name}")
+    for reason, arms in left_out.items():
+        print(f"left out, {reason}: {', '.join(arms)}")
     here = plans[0].environment
     ops = ", ".join(plan.op.name for plan in plans)
     title = f"{ops} on {here.device}, torch {here.torch}, commit {here.commit}"
     return show(points, total, title)
+
+
+def _all(plans: Sequence[Plan]) -> Iterator[Point]:
+    return (point for plan in plans for point in measure_plan(plan))
+
+
+def _within(plans: Sequence[Plan], seconds: float) -> Iterator[Point]:
+    """The points begun in time; an op that leaves some of its share leaves it to those after it."""
+    end = time.monotonic() + seconds
+    for number, plan in enumerate(plans):
+        now = time.monotonic()
+        share = now + (end - now) / (len(plans) - number)
+        for done, point in enumerate(measure_plan(plan), start=1):
+            yield point
+            if done < len(plan.problems) and time.monotonic() >= share:
+                print(f"{plan.op.name}: {done} of {len(plan.problems)} points, out of time")
+                break
 
 
 def _compare(old: Sequence[Row], new: Sequence[Row]) -> int:

@@ -38,14 +38,17 @@ class Arm(ABC, Generic[Operands]):
 
     name: ClassVar[str]
     dtype: ClassVar[str]  # of the operands, as shown in tables
+    # Below it an arm computes something else, and is not timed: of its arithmetic against float64
+    # where `check` knows the stored operands, of its formats where it does not.
+    least_sqnr_db: ClassVar[float | None] = None
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str | None:
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
         """Return why the arm cannot run on `device`, a package that is missing say, or None."""
         return None
 
-    @staticmethod
-    def version() -> str:
+    @classmethod
+    def version(cls) -> str:
         """Return the version of what computes."""
         return torch.__version__
 

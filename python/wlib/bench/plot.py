@@ -1,8 +1,9 @@
 """Draws a run: how near an op comes to the roofline, and how much faster it is than others."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,10 +11,13 @@ matplotlib.use("agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from .rows import COPY, OURS, Row
 
 Place = Callable[[Row], str]
+Styles = Mapping[str, Mapping[str, Any]]  # of the arms
+MARKERS = "s^vDP*X"  # of our own arms; others are dots
 
 
 def plot(rows: Sequence[Row], path: Path) -> list[Path]:
@@ -29,44 +33,85 @@ def plot(rows: Sequence[Row], path: Path) -> list[Path]:
 
 
 def _figure(rows: Sequence[Row]) -> Figure:
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
     left, right = figure.subplots(1, 2)
+    styles = _styles(rows)
     # Along an axis where every shape has one, else shape by shape.
-    along_axis = all(row.at for row in rows)
-    place: Place = (lambda row: row.at) if along_axis else _name
-    _plot_roofline(left, rows, place, along_axis)
-    _plot_speedup(right, [row for row in rows if row.arm == OURS], place)
+    place: Place = (lambda row: row.at) if all(row.at for row in rows) else _name
+    if all(row.flops for row in rows):
+        _plot_roofline(left, rows, styles)
+    else:
+        _plot_bandwidth(left, rows, styles, place)
+    _plot_speedup(right, [row for row in rows if row.arm == OURS], styles, place)
     here = rows[0].environment
     figure.suptitle(
         f"{rows[0].op} on {here.device}, torch {here.torch}, {here.commit}, {here.date}"
     )
+    names = [Line2D([], [], linestyle="", label=arm, **style) for arm, style in styles.items()]
+    figure.legend(handles=names, loc="outside lower center", ncols=5, frameon=False)
     return figure
+
+
+def _styles(rows: Sequence[Row]) -> Styles:
+    """A marker and a colour for every arm, the same in both pictures: ours black, others not."""
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    ours = [arm for arm in arms if arm.startswith(OURS)]
+    others = [arm for arm in arms if arm not in ours]
+    own = {
+        arm: {"marker": MARKERS[i], "color": "black", "markersize": 5} for i, arm in enumerate(ours)
+    }
+    return own | {
+        arm: {"marker": "o", "color": f"C{i}", "markersize": 5} for i, arm in enumerate(others)
+    }
 
 
 def _name(row: Row) -> str:
     return f"{row.shape.split('.', 1)[1]} {row.at}".strip()
 
 
-def _plot_roofline(axes: Axes, rows: Sequence[Row], place: Place, along_axis: bool) -> None:
-    """The rates of our arm, a line per shape; where there is no axis, of every arm as points."""
-    places = list(dict.fromkeys(map(place, rows)))
-    shown = [row for row in rows if row.arm == OURS] if along_axis else rows
-    key: Place = (lambda row: row.shape) if along_axis else (lambda row: row.arm)
-    for name in dict.fromkeys(map(key, shown)):
-        curve = [row for row in shown if key(row) == name]
-        where = [places.index(place(row)) for row in curve]
-        style = "o-" if along_axis else "o"
-        axes.plot(where, [row.copy_fraction for row in curve], style, label=name)
+def _places(rows: Sequence[Row], place: Place) -> list[str]:
+    """Where rows are drawn, along an axis in the order of its values."""
+    along_axis = all(place(row) == row.at for row in rows)
+    ordered = sorted(rows, key=_axis_values) if along_axis else rows
+    return list(dict.fromkeys(map(place, ordered)))
+
+
+def _axis_values(row: Row) -> list[int]:
+    return [int(word.partition("=")[2]) for word in row.at.split()]
+
+
+def _plot_roofline(axes: Axes, rows: Sequence[Row], styles: Styles) -> None:
+    """The rate of every arm at every point over its operations per byte, below the copy's rate."""
+    for arm, style in styles.items():
+        points = [(row.flops / row.bytes, row.tflops) for row in rows if row.arm == arm]
+        axes.plot(*zip(*points, strict=True), linestyle="", alpha=0.8, **style)
+    rate = statistics.median(row.gb_per_s / row.copy_fraction for row in rows) * 1e-3
+    ridge = 2 * max(row.tflops for row in rows) / rate  # beyond, arithmetic is the limit
+    least = min(row.flops / row.bytes for row in rows)
+    roof = [min(least / 1.5, ridge / 4), ridge]
+    heights = [intensity * rate for intensity in roof]
+    axes.plot(roof, heights, color="black", linewidth=0.8, linestyle=":")
+    axes.set_title("dotted: the measured rate of a copy", fontsize="small", loc="left")
+    axes.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="TFLOP/s")
+    axes.grid(alpha=0.3)
+
+
+def _plot_bandwidth(axes: Axes, rows: Sequence[Row], styles: Styles, place: Place) -> None:
+    """The rate of every arm relative to the copy's, for ops that only move bytes."""
+    places = _places(rows, place)
+    for arm, style in styles.items():
+        own = [row for row in rows if row.arm == arm]
+        where = [places.index(place(row)) for row in own]
+        axes.plot(where, [row.copy_fraction for row in own], linestyle="", alpha=0.8, **style)
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     axes.set(ylabel="fraction of measured copy bandwidth", ylim=(0, None))
     _label(axes, places)
 
 
-def _plot_speedup(axes: Axes, ours: Sequence[Row], place: Place) -> None:
+def _plot_speedup(axes: Axes, ours: Sequence[Row], styles: Styles, place: Place) -> None:
     """How many times faster than each other arm, the geometric mean over the rows of a place."""
-    places = list(dict.fromkeys(map(place, ours)))
-    baselines = list(dict.fromkeys(name for row in ours for name in row.speedup))
-    baselines = [name for name in baselines if not name.startswith(OURS)]
+    places = _places(ours, place)
+    baselines = [arm for arm in styles if not arm.startswith(OURS)]
     width = 0.8 / max(1, len(baselines))
     for index, baseline in enumerate(baselines):
         # a baseline that failed everywhere at some place has no bar there
@@ -78,14 +123,20 @@ def _plot_speedup(axes: Axes, ours: Sequence[Row], place: Place) -> None:
         }
         offset = (index - (len(baselines) - 1) / 2) * width
         bars = [places.index(where) + offset for where in means]
-        axes.bar(bars, list(means.values()), width, label=baseline)
-    axes.set(ylabel="times as fast as", xlim=(-0.6, len(places) - 0.4))
+        heights = [mean - 1 for mean in means.values()]  # downwards where ours is slower
+        axes.bar(bars, heights, width, bottom=1, color=styles[baseline]["color"])
+    axes.set(ylabel=f"{OURS} is so many times as fast as")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     _label(axes, places)
 
 
 def _label(axes: Axes, places: Sequence[str]) -> None:
-    axes.set_xticks(range(len(places)), places, rotation=20 if len(places) > 4 else 0)
+    turned = sum(map(len, places)) > 60
+    axes.set_xticks(
+        range(len(places)), places, rotation=25 if turned else 0,
+        ha="right" if turned else "center", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.set_xlim(-0.6, len(places) - 0.4)
     axes.grid(alpha=0.3, axis="y")
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize="small")

@@ -11,7 +11,7 @@ from .environment import Environment, clocks
 from .op import Arm, Op, Tensors, Work, size_of
 from .rows import COPY, Row
 from .suites import Problem
-from .timing import Call, Timing, measure, rotated_copies
+from .timing import Call, Lap, Timing, make_lap, measure, rotated_copies
 
 SEED = 2505
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 25}  # the source of the copy that is the roofline
@@ -39,22 +39,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An arm ready to be timed: one call per rotated copy of what it stores."""
+    """An arm ready to be timed, on so many rotated copies of what it stores."""
 
     arm: str
     version: str
     dtype: str
     bytes: int
     flops: int
-    calls: list[Call]
+    copies: int
+    lap: Lap
     accuracy: Accuracy
 
 
 def measure_plan(plan: Plan) -> Iterator[Point]:
     """Measure every problem of `plan`."""
-    copy = _copy_candidate(plan.device)
+    copied = _copy_call(plan.device)
     for problem in plan.problems:
         candidates, failures = _candidates(plan, problem)
+        copy = _copy_candidate(copied, plan.device)
         yield Point(problem, _time(plan, problem, [copy, *candidates]), failures)
 
 
@@ -72,23 +74,29 @@ def _candidates(plan: Plan, problem: Problem) -> tuple[list[Candidate], dict[str
             work = arm.prepare(operands)
             if work is not None:
                 ready.append(_candidate(arm, work, flops, plan.device))
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            failures[arm_type.name] = str(error)
+        except Exception as error:  # whatever one raises, the others are measured all the same
+            failures[arm_type.name] = f"{type(error).__name__}: {error}"
     return ready, failures
 
 
 def _candidate(arm: Arm[Any], work: Work, flops: int, device: torch.device) -> Candidate:
     result = work.call(*work.stored)
     moved = size_of(work.stored) + size_of(work.inputs) + size_of(result)
+    accuracy = work.check(result)
+    if arm.least_sqnr_db is not None and not accuracy.agreement_db() >= arm.least_sqnr_db:
+        raise ValueError(
+            f"{accuracy.agreement_db():.1f} dB from float64, expected at least "
+            f"{arm.least_sqnr_db:.0f} dB: not timed"
+        )
     copies = rotated_copies(max(1, size_of(work.stored)), device)
     calls = [_bind(work, tuple(t.clone() for t in work.stored)) for _ in range(copies)]
-    accuracy = work.check(result)
-    return Candidate(arm.name, arm.version(), arm.dtype, moved, flops, calls, accuracy)
+    lap = make_lap(calls, device)
+    return Candidate(arm.name, arm.version(), arm.dtype, moved, flops, copies, lap, accuracy)
 
 
 def _time(plan: Plan, problem: Problem, candidates: Sequence[Candidate]) -> list[Row]:
-    calls = {candidate.arm: candidate.calls for candidate in candidates}
-    timings = measure(calls, plan.device, plan.budget_s)
+    laps = {candidate.arm: candidate.lap for candidate in candidates}
+    timings = measure(laps, plan.budget_s)
     sm_clock_mhz, power_w = clocks(plan.device)  # at once, while the clocks are still up
     copy_rate = candidates[0].bytes / timings[COPY].median_us
 
@@ -99,7 +107,7 @@ def _time(plan: Plan, problem: Problem, candidates: Sequence[Candidate]) -> list
             arm=candidate.arm,
             version=candidate.version,
             dtype=candidate.dtype,
-            copies=len(candidate.calls),
+            copies=candidate.copies,
             bytes=candidate.bytes,
             flops=candidate.flops,
             gb_per_s=rate * 1e-3,
@@ -121,13 +129,18 @@ def _time(plan: Plan, problem: Problem, candidates: Sequence[Candidate]) -> list
     return [row(candidate, timings[candidate.arm]) for candidate in candidates]
 
 
-def _copy_candidate(device: torch.device) -> Candidate:
-    """Return the roofline: a copy much larger than any cache, counting bytes read and written."""
+def _copy_call(device: torch.device) -> Call:
+    """Return a copy much larger than any cache: the roofline."""
     size = COPY_BYTES[device.type]
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    calls: list[Call] = [lambda: target.copy_(source)]
-    return Candidate(COPY, torch.__version__, "uint8", 2 * size, 0, calls, Accuracy())
+    return lambda: target.copy_(source)
+
+
+def _copy_candidate(call: Call, device: torch.device) -> Candidate:
+    """Return the roofline as an arm, counting bytes read and written."""
+    moved, lap = 2 * COPY_BYTES[device.type], make_lap([call], device)
+    return Candidate(COPY, torch.__version__, "uint8", moved, 0, 1, lap, Accuracy())
 
 
 def _bind(work: Work, stored: Tensors) -> Call:

@@ -104,21 +104,21 @@ class CudaLap(Lap):
         return [start.elapsed_time(end) * 1e3 / self.calls for start, end in self._events]
 
 
-def measure(
-    arms: Mapping[str, Sequence[Call]], device: torch.device, budget_s: float
-) -> dict[str, Timing]:
+def make_lap(calls: Sequence[Call], device: torch.device) -> Lap:
+    """Return the lap of one arm on `device`: `calls`, one per rotated copy of its weights."""
+    return CudaLap(calls) if device.type == "cuda" else CpuLap(calls)
+
+
+def measure(laps: Mapping[str, Lap], budget_s: float) -> dict[str, Timing]:
     """Time one call of each arm; the arms take turns, so that all see the same clocks and heat.
 
     Args:
-        arms: per arm its calls, one per rotated copy of its weights.
-        device: where the calls run.
+        laps: the lap of every arm.
         budget_s: seconds to measure for, all arms together; at least `MIN_ROUNDS` rounds are run.
 
     Returns:
         The timing of every arm, per call.
     """
-    make_lap = CudaLap if device.type == "cuda" else CpuLap
-    laps: dict[str, Lap] = {name: make_lap(calls) for name, calls in arms.items()}
     order = list(laps.values())
     for lap in order:  # the warm-up round tells how long a round is
         lap.run()

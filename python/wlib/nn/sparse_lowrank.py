@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import refuse
-from ..sparse import SparseSupport, _linear, sparse_support
+from ..sparse_lowrank import SparseSupport, _linear, sparse_support
 
 _NAME = "wlib.nn.SparseLowRankLinear"
 

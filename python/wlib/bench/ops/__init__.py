@@ -3,16 +3,29 @@
 from typing import Any
 
 from ..op import Op
-from . import atoms, fp4, grouped, int4fp8, kv_cache, prefill, quantize, rebuild, sparse_lowrank
+from . import (
+    atoms,
+    atoms_linear,
+    fp4,
+    grouped,
+    int4fp8,
+    kv_cache,
+    prefill,
+    quantize,
+    rebuild,
+    sparse_lowrank,
+)
+from .peers import with_peers
 
 OPS: dict[str, Op[Any]] = {
-    op.name: op
+    op.name: with_peers(op)
     for op in (
         int4fp8.OP,
         grouped.OP,
         quantize.OP,
         *fp4.OPS,
         *atoms.OPS,
+        atoms_linear.OP,
         *rebuild.OPS,
         sparse_lowrank.OP,
         prefill.OP,

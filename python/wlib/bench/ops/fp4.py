@@ -48,7 +48,7 @@ class Quantize(Arm[Values]):
         def check(_: Tensors) -> Accuracy:
             q = quantize(x)
             rows = (q if isinstance(q, FP4Tensor) else q[0]).dequantize()
-            return Accuracy(format_sqnr_db=sqnr_db(rows, _rotated(x).double()))
+            return Accuracy(format_sqnr_db=sqnr_db(rows, rotated(x).double()))
 
         return Work(lambda x: _parts(quantize(x)), (x,), check)
 
@@ -58,7 +58,8 @@ def _parts(q: FP4Tensor | tuple[FP4Tensor, FP4Tensor]) -> Tensors:
     return tuple(part for one in several for part in (one.codes, one.scales) if part is not None)
 
 
-def _rotated(x: Tensor) -> Tensor:
+def rotated(x: Tensor) -> Tensor:
+    """Return x after a rotation by 128, rounded to its dtype."""
     rotation = hadamard_matrix(ROTATION).to(x)
     return torch.matmul(x.unflatten(1, (-1, ROTATION)), rotation).flatten(1)
 
@@ -113,8 +114,8 @@ class TorchCompile(TorchEager):
 
     name = "torch_compile"
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str | None:
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
         """Return why the arm cannot run on `device`, or None."""
         return "compiled for GPUs only" if device.type == "cpu" else None
 
@@ -219,7 +220,7 @@ class TorchLayer(Layer):
 
     name = "torch_bf16"
     dtype = "bf16"
-    version = staticmethod(Arm.version)
+    version = Arm.version
 
     def prepare(self, operands: Matmul) -> Work:
         """Take operands that ask for gradients."""

@@ -37,7 +37,7 @@ def matmul_flops(sizes: Sizes) -> int:
 class MatmulArm(Arm[Matmul]):
     """Multiplies by a weight that is kept as `store` gives it."""
 
-    def prepare(self, operands: Matmul) -> Work:
+    def prepare(self, operands: Matmul) -> Work | None:
         """Convert the operands to what this arm takes; none of it is timed."""
         stored = self.store(operands.weight, operands.sizes)
         inputs = self.inputs(operands.x)
@@ -99,8 +99,8 @@ class TorchFp32(TorchBf16):
     dtype = "fp32 x fp32"
     matmul_dtype = torch.float32
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str | None:
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
         """Return why the arm cannot run on `device`, or None."""
         return None if device.type == "cpu" else "a baseline for the CPU"
 

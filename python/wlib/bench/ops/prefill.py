@@ -219,8 +219,8 @@ class TorchSdpaCudnn(TorchSdpa):
     name = "torch_sdpa_cudnn"
     backend = SDPBackend.CUDNN_ATTENTION
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str | None:
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
         """Return why the arm cannot run on `device`, or None."""
         return "cuDNN's attention needs a GPU" if device.type == "cpu" else None
 

@@ -96,8 +96,8 @@ class TorchCompile(TorchEager):
 
     name = "torch_compile"
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str | None:
+    @classmethod
+    def unavailable(cls, device: torch.device) -> str | None:
         """Return why the arm cannot run on `device`, or None."""
         return "compiled for GPUs only" if device.type == "cpu" else None
 

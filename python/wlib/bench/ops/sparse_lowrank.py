@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...sparse import SparseSupport, sparse_lowrank_linear, sparse_support
+from ...sparse_lowrank import SparseSupport, sparse_lowrank_linear, sparse_support
 from ..accuracy import Accuracy, compare
 from ..environment import wlib_version
 from ..op import Arm, Op, Sizes, Target, Work, against, normal, spread

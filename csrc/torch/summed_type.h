@@ -1,0 +1,25 @@
+// The dtype of what an op adds up, and of what goes with it.
+#pragma once
+
+#include <string>
+
+#include "torch/checks.h"
+
+namespace wlib {
+
+// The type of what is summed: on the CPU also float64.
+inline FloatType summed_type(const Checker& check, const Tensor& t, const char* argument) {
+  if (t.scalar_type() == ScalarType::Double && t.is_cpu()) return FloatType::kFloat64;
+  return check.floating(t.scalar_type(), argument);
+}
+// The type of something that goes with it: float64 goes with float64 alone.
+inline FloatType matching_type(const Checker& check, FloatType summed, ScalarType type,
+                               const char* argument) {
+  if (summed != FloatType::kFloat64) return check.floating(type, argument);
+  check.require(type == ScalarType::Double, argument,
+                std::string(argument) + " of dtype torch.float64 like what is summed",
+                dtype_name(type));
+  return FloatType::kFloat64;
+}
+
+}  // namespace wlib

@@ -1,0 +1,215 @@
+"""Bugs planted in the activation quantisers and the group sums."""
+
+from __future__ import annotations
+
+from sim.mutants.int4fp8.planted import GROUP_SUMS, QUANTIZER, QUANTIZER_ROWS, mutant
+
+QUANTIZER_MUTANTS = [
+    mutant(
+        "maxima read before a barrier",
+        "smem-uninitialised",
+        QUANTIZER,
+        "  sm90::block_sync();\n",
+        "",
+    ),
+    mutant(
+        "half of the lanes left out of the maximum",
+        "numerics",
+        QUANTIZER,
+        "lanes = 16",
+        "lanes = 8",
+    ),
+    mutant(
+        "half of the warps left out of the maximum",
+        "numerics",
+        QUANTIZER,
+        "lanes = warps / 2",
+        "lanes = warps / 4",
+    ),
+    mutant(
+        "rows of a CTA mixed",
+        "numerics",
+        QUANTIZER,
+        "by_warp[warp / warps * warps + lane % warps]",
+        "by_warp[lane % warps]",
+    ),
+    mutant(
+        "tail of a row written beyond it", "global-race", QUANTIZER, "if (i < count) to[i]", "to[i]"
+    ),
+    mutant(
+        "rows beyond the last one quantised",
+        "global-bounds",
+        QUANTIZER,
+        "row < p.rows ? int(p.k) : 0",
+        "int(p.k)",
+    ),
+    mutant(
+        "scale of the first row for all",
+        "global-race",
+        QUANTIZER,
+        "p.scale[part.row] = scale",
+        "p.scale[0] = scale",
+    ),
+    mutant(
+        "rows of a CTA hold their values in one place",
+        "smem-race",
+        QUANTIZER,
+        "threads_ + sm90::thread_index()]",
+        "threads_ + part_.thread]",
+    ),
+    mutant("runs of two units overlap", "numerics", QUANTIZER, "(run * kUnits + i)", "(run + i)"),
+    mutant(
+        "runs beyond the last one held",
+        "smem-bounds",
+        QUANTIZER,
+        "        if (run + i >= part_.runs) break;\n",
+        "",
+    ),
+    mutant(
+        "code 0 not forced where the scale is 0",
+        "numerics",
+        QUANTIZER,
+        "    if (scale == 0) codes = uint2{0, 0};\n",
+        "",
+    ),
+    mutant(
+        "sums of rows beyond the padding",
+        "global-bounds",
+        QUANTIZER,
+        "first < p.k && part.row < p.pitch",
+        "first < p.k",
+    ),
+    mutant(
+        "sums of groups beyond the row",
+        "global-bounds",
+        QUANTIZER,
+        "leads && first < p.k &&",
+        "leads &&",
+    ),
+    mutant(
+        "sums of two groups in one",
+        "numerics",
+        QUANTIZER,
+        "sum_of_codes(codes.y), kRowRun, p.group_log2",
+        "sum_of_codes(codes.y), kRowRun, p.group_log2 + 1",
+    ),
+    mutant("eps left out", "numerics", QUANTIZER, "float(p.k) + p.eps)", "float(p.k))"),
+    mutant(
+        "whole run read beyond the row",
+        "global-bounds",
+        QUANTIZER_ROWS,
+        "if (count > 0) run = ",
+        "run = ",
+    ),
+    mutant(
+        "tail of a row read beyond it",
+        "global-bounds",
+        QUANTIZER_ROWS,
+        "if (i < count) run.value[i] = from[i];",
+        "run.value[i] = from[i];",
+    ),
+    mutant(
+        "new residual written beyond the row",
+        "global-bounds",
+        QUANTIZER_ROWS,
+        "if (i < count) to[i] = run.value[i];",
+        "to[i] = run.value[i];",
+    ),
+    mutant(
+        "sum with the residual not rounded",
+        "numerics",
+        QUANTIZER_ROWS,
+        "value[i] = as_float(sum.value[i]);",
+        "value[i] = as_float(raw.x.value[i]) + "
+        "(residual ? as_float(raw.residual.value[i]) : 0.0f);",
+    ),
+    mutant(
+        "residual at the distance of x's rows",
+        "numerics",
+        QUANTIZER_ROWS,
+        "row * p.residual_stride",
+        "row * p.x_stride",
+    ),
+    mutant(
+        "what is beyond the row normalised",
+        "numerics",
+        QUANTIZER_ROWS,
+        "i < count ? value[i] * factor * as_float(w.value[i]) : 0.0f",
+        "value[i] * factor * as_float(w.value[i])",
+    ),
+    mutant(
+        "weight of the first columns for all",
+        "numerics",
+        QUANTIZER_ROWS,
+        "static_cast<const T*>(weight) + first",
+        "static_cast<const T*>(weight)",
+    ),
+    mutant(
+        "gate and up swapped in interleaved pairs",
+        "numerics",
+        QUANTIZER_ROWS,
+        "raw.gate.value[i] = half.value[i * 2 % kRowRun];",
+        "raw.gate.value[i] = half.value[(i * 2 + 1) % kRowRun];",
+        "raw.up.value[i] = half.value[i * 2 % kRowRun + 1];",
+        "raw.up.value[i] = half.value[i * 2 % kRowRun];",
+    ),
+    mutant(
+        "second half of interleaved pairs from the wrong place",
+        "numerics",
+        QUANTIZER_ROWS,
+        "pairs + kRowRun, count",
+        "pairs + kRowRun / 2, count",
+    ),
+]
+
+GROUP_SUMS_MUTANTS = [
+    mutant(
+        "group sums: tokens of the padding read",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (token < p.rows && column < p.k)",
+        "if (column < p.k)",
+    ),
+    mutant(
+        "group sums: columns beyond the row read",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (token < p.rows && column < p.k)",
+        "if (token < p.rows)",
+    ),
+    mutant(
+        "group sums: groups beyond the row stored",
+        "global-bounds",
+        GROUP_SUMS,
+        "if (leads && column < p.k)",
+        "if (leads)",
+    ),
+    mutant(
+        "group sums: two groups in one",
+        "numerics",
+        GROUP_SUMS,
+        "lanes * run < 1 << group_log2",
+        "lanes * run <= 1 << group_log2",
+    ),
+    mutant(
+        "group sums: every lane stores",
+        "global-race",
+        GROUP_SUMS,
+        "if (leads && column",
+        "if (column",
+    ),
+    mutant(
+        "group sums: tokens of one CTA at the first one's place",
+        "global-race",
+        GROUP_SUMS,
+        "* p.pitch + token]",
+        "* p.pitch + token / kSumsAlignment * kSumsAlignment]",
+    ),
+    mutant(
+        "group sums: warps skip tiles",
+        "numerics",
+        GROUP_SUMS,
+        "first += kStride",
+        "first += 2 * kStride",
+    ),
+]
