@@ -76,27 +76,8 @@ sim::Report rebuild(const std::vector<Layer>& given, std::optional<int64_t> seed
   return rebuild::simulate_rebuild(layers, rounding, capacity, ctas, buffers, options);
 }
 
-sim::Report prng_expand(const Array<float>& coef, py::array out, int distribution, uint64_t seed,
-                        uint32_t tensor, const sim::Options& options) {
-  rebuild::PrngParams p{};
-  p.coef = const_cast<float*>(coef.data());
-  p.values = out.mutable_data();
-  p.elements = out.size();
-  p.count = int32_t(coef.size());
-  p.tensor = tensor;
-  p.seed = seed;
-  p.distribution = Distribution(distribution);
-  p.value_type = float_type(out);
-  return rebuild::simulate_prng_expand(p, options);
-}
-
-std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, uint32_t key0, uint32_t key1) {
-  const Draw d = philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key0, key1);
-  return {d.word[0], d.word[1], d.word[2], d.word[3]};
-}
-
-sim::Report prng_project(const py::array& values, const Array<float>& coef, int distribution,
-                         uint64_t seed, uint32_t tensor, int parts, const sim::Options& options) {
+rebuild::PrngParams prng_params(const Array<float>& coef, const py::array& values, int distribution,
+                                uint64_t seed, uint32_t tensor) {
   rebuild::PrngParams p{};
   p.coef = pointer(coef);
   p.values = pointer(values);
@@ -106,7 +87,21 @@ sim::Report prng_project(const py::array& values, const Array<float>& coef, int 
   p.seed = seed;
   p.distribution = Distribution(distribution);
   p.value_type = float_type(values);
-  return rebuild::simulate_prng_project(p, parts, options);
+  return p;
+}
+sim::Report prng_expand(const Array<float>& coef, const py::array& out, int distribution,
+                        uint64_t seed, uint32_t tensor, const sim::Options& options) {
+  return rebuild::simulate_prng_expand(prng_params(coef, out, distribution, seed, tensor), options);
+}
+sim::Report prng_project(const py::array& values, const Array<float>& coef, int distribution,
+                         uint64_t seed, uint32_t tensor, int parts, const sim::Options& options) {
+  return rebuild::simulate_prng_project(prng_params(coef, values, distribution, seed, tensor),
+                                        parts, options);
+}
+
+std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, uint32_t key0, uint32_t key1) {
+  const Draw d = philox4x32({{counter[0], counter[1], counter[2], counter[3]}}, key0, key1);
+  return {d.word[0], d.word[1], d.word[2], d.word[3]};
 }
 
 }  // namespace
