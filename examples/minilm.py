@@ -356,22 +356,19 @@ def attention_table(report: dict[str, Any]) -> Table:
 
 
 def plot(report: dict[str, Any], path: Path) -> Figure:
-    """The bytes of the linear weights and the cosines of the embeddings, model by model."""
+    """The bytes of the linear weights and how far the embeddings moved, model by model."""
     figure, left, right = panels(10, 4)
     models = report["models"]
-    after = report["weight_bytes_after"]
-    megabytes = [
-        (after if name in RECIPES else report["weight_bytes_before"]) / 1e6 for name in models
-    ]
-    bars(left, list(models), {f"{report['linear_layers']} linear layers": megabytes})
-    cosines = {
-        key: [model[f"cosine_{key}"] for model in models.values()] for key in ("mean", "min")
+    size = dict.fromkeys(models, report["weight_bytes_after"])
+    size["float32"] = report["weight_bytes_before"]
+    bars(left, list(models), {"weights": [count / 1e6 for count in size.values()]})
+    lost = {
+        label: [1 - model[key] for model in models.values()]
+        for label, key in (("mean", "cosine_mean"), ("worst sentence", "cosine_min"))
     }
-    bars(right, list(models), cosines)
-    lowest = min(cosines["min"])
-    right.set_ylim(lowest - 0.2 * (1 - lowest), 1)
-    left.set(ylabel="MB of weights")
-    right.set(ylabel="cosine to the float32 embedding")
+    bars(right, list(models), lost)
+    left.set(ylabel=f"MB of {report['linear_layers']} linear layers")
+    right.set(ylabel="1 - cosine to the float32 embedding")
     figure.suptitle(f"MiniLM, {report['sentences']} sentences on {report['device']}")
     return save(figure, path)
 

@@ -40,6 +40,9 @@ def test_it_draws_a_bar_for_every_number(
     assert times == [[200, 300, 600], [100, 400, 500]]
     assert errors == [[0.5, 0.25, 0.5], [7.5, 9, 3]]
     assert [text.get_text() for text in left.get_xticklabels()] == list(rows)
+    for tick, *group in zip(left.get_xticks(), *left.containers, strict=True):  # side by side
+        first, second = group
+        assert first.get_x() + first.get_width() == pytest.approx(tick) == second.get_x()
     monkeypatch.setattr(merging, "merge", lambda kind, rank, device: rows[kind])
     merging.main(["--device", "cpu", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/merge_adapters.png").stat().st_size > 10_000
