@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import small_llama
+from figures import panels, save
 from llama_model import Llama
 from small_llama import Preset, corpus, windows
 from wlib.quant import Recipe, quantize_model
@@ -212,13 +213,7 @@ def table(results: list[Result], device: str) -> Table:
 
 def plot(results: list[Result], device: str, path: Path) -> None:
     """What each arm adds to the loss along the context, and the times."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = panels(10, 3.5)
     width = max(1, len(results[0].losses) // 16)
     base = torch.tensor(results[0].losses).split(width)
     for i, result in enumerate(results):
@@ -231,10 +226,7 @@ def plot(results: list[Result], device: str, path: Path) -> None:
     left.set(xlabel="position", ylabel=f"nats above {results[0].arm}")
     right.set(xlabel="tokens of the prompt", ylabel="ms to first token", title=f"on {device}")
     right.set_ylim(bottom=0)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def device_name() -> str:

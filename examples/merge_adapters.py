@@ -5,7 +5,7 @@ and written as PEFT writes them: LoRA, LoHa and LoKr. The table compares the mer
 float64 sum of each layer, and the time with PEFT's formulas applied layer by layer, which round
 the delta before they add it.
 
-    python examples/merge_adapters.py [--rank 16] [--device cuda]
+    python examples/merge_adapters.py [--rank 16] [--device cuda] [--out build/merge_adapters]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
@@ -26,8 +27,12 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from figures import bars, panels, save
 from minilm import load
 from wlib.formats import load_adapter, merge_adapter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALPHA = 24.0
 REPEATS = 3  # whose fastest is reported
@@ -159,14 +164,32 @@ def table(rows: list[Row], device: str) -> Table:
     return result
 
 
-def main() -> int:
+def plot(rows: list[Row], device: str, path: Path) -> Figure:
+    """The times and the errors of both ways, a group of bars for each kind of adapter."""
+    figure, left, right = panels(10, 4)
+    kinds = [row.kind for row in rows]
+    together = [1000 * row.together for row in rows]
+    by_layer = [1000 * row.one_by_one for row in rows]
+    bars(left, kinds, {"one call": together, "by layer": by_layer})
+    errors = [row.error for row in rows], [row.error_one_by_one for row in rows]
+    bars(right, kinds, dict(zip(("one call", "by layer"), errors, strict=True)))
+    right.axhline(0.5, color="black", linestyle=":", linewidth=1, label="one rounding")
+    left.set(ylabel="ms for all layers", title=f"on {device}")
+    right.set(ylabel="ULP from the float64 sum, largest")
+    return save(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default)
     parser.add_argument("--rank", type=int, default=16)
-    args = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("build/merge_adapters"))
+    args = parser.parse_args(arguments)
     rows = [merge(kind, args.rank, args.device) for kind in track(DRAWN, "merging")]
+    plot(rows, args.device, args.out / "merge_adapters.png")
     Console().print(table(rows, args.device))
+    print(f"figure in {args.out}")
     return 0
 
 

