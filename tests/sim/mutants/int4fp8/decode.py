@@ -15,7 +15,13 @@ RING_MUTANTS = [
     ),
     mutant("full wait missing", "smem-race-copy", KERNEL, "  c.ring.wait_full(c.at);\n", ""),
     mutant("empty wait missing", "mbarrier", KERNEL, "s.ring[g].wait_empty(at[g]);", ""),
-    mutant("stage released without warp_sync", "smem-race", RING, "    warp_sync();", "    //"),
+    mutant(
+        "stage released without warp_sync",
+        "smem-race",
+        RING,
+        "    warp_sync();  // one lane's arrival speaks for the reads",
+        "    // ",
+    ),
     mutant("one warp releases for four", "smem-overwrite-wgmma", KERNEL, "/*readers=*/kWarps", "1"),
     mutant(
         "stage released before the wgmma wait",
