@@ -169,15 +169,20 @@ void run_cuda(const Checker& check, [[maybe_unused]] const Tensor& x,
 // What the passes of the CUDA kernels hand to each other.
 std::vector<Tensor> allocate_scratch(const Tensor& like, QuantizeParams* p) {
   std::vector<Tensor> scratch;
-  const auto make = [&](int64_t count) {
+  const auto make = [&](int64_t count, ScalarType type, auto** data) {
     const int64_t shape[] = {count};
-    scratch.push_back(new_empty(like, shape, ScalarType::Int));
-    return static_cast<uint32_t*>(scratch.back().mutable_data_ptr());
+    scratch.push_back(new_empty(like, shape, type));
+    *data = static_cast<std::remove_pointer_t<decltype(data)>>(scratch.back().mutable_data_ptr());
   };
+  if (!p->out.codes) {
+    make(p->rows() * p->columns() / 2, ScalarType::Byte, &p->out.codes);
+    make(p->scales(), ScalarType::Byte, &p->out.scales);
+  }
   if (!p->wants_largest()) return scratch;
   const int64_t along = quantize_tiles(p->columns());
-  p->tile_largest = make(along * (is_mx(p->rule) ? p->rows() : quantize_tiles(p->rows())));
-  if (is_mx(p->rule)) p->row_largest = make(p->rows());
+  make(along * (is_mx(p->rule) ? p->rows() : quantize_tiles(p->rows())), ScalarType::Int,
+       &p->tile_largest);
+  if (is_mx(p->rule)) make(p->rows(), ScalarType::Int, &p->row_largest);
   return scratch;
 }
 

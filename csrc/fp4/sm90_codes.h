@@ -6,10 +6,8 @@
 // all of block q of a stage, so that a thread that has a's fragments looks at one scale only.
 #pragma once
 
-#include "wlib/numerics/fp4_carrier.h"
+#include "fp4/sm90_expand.h"
 #include "wlib/params/fp4.h"
-#include "wlib/sm90/bits.h"
-#include "wlib/sm90/convert.h"
 #include "wlib/sm90/wgmma.h"
 
 namespace wlib::fp4 {
@@ -44,16 +42,7 @@ struct FoldedCodes {
   }
   // Codes 0 to 3, then 4 to 7.
   WLIB_DEVICE static void expand(uint32_t codes, Factor table, uint32_t (&out)[kExpanded]) {
-    const uint32_t magnitudes = codes & 0x77777777u;
-    // The sign of an odd code is the highest bit of a byte, that of an even one four bits further.
-    const uint32_t even = codes << 4;
-    const uint32_t signs[] = {sm90::permute_bytes(even, codes, 0x5140),
-                              sm90::permute_bytes(even, codes, 0x7362)};
-    WLIB_UNROLL
-    for (int i = 0; i < kExpanded; ++i) {
-      const uint32_t four = sm90::permute_bytes(table.low, table.high, magnitudes >> i * 16);
-      out[i] = sm90::and_or(signs[i], 0x80808080u, four);
-    }
+    expand_carrier(codes, table, out);
   }
 };
 
@@ -70,16 +59,7 @@ struct BF16Codes {
   WLIB_DEVICE static Factor factor(Scale scale) { return scale * 0x00010001u; }
   // Codes j and j + 4.
   WLIB_DEVICE static void expand(uint32_t codes, Factor factor, uint32_t (&out)[kExpanded]) {
-    // The bits of a code, at the upper end of BF16's fraction and the lower one of its exponent,
-    // are its value times 2^-126.
-    constexpr uint32_t kUnit = 0x7e807e80u;  // 2^126
-    WLIB_UNROLL
-    for (int j = 0; j < kExpanded; ++j) {
-      const uint32_t magnitudes = j < 2 ? codes << (6 - 4 * j) : codes >> (4 * j - 6);
-      const uint32_t bits =
-          sm90::and_or(codes << (12 - 4 * j), 0x80008000u, magnitudes & 0x01c001c0u);
-      out[j] = sm90::multiply_bf16x2(sm90::multiply_bf16x2(bits, kUnit), factor);
-    }
+    expand_pairs(codes, factor, out);
   }
 };
 

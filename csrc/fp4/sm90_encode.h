@@ -1,43 +1,49 @@
-// Rounding to E2M1 in the fewest instructions: the codes of float_to_e2m1, eight in a word.
+// Rounding to E2M1 in few instructions, most of them not the ALU's: the codes of float_to_e2m1,
+// eight in a word.
 #pragma once
 
 #include <cmath>
 
 #include "wlib/numerics/e2m1.h"
 #include "wlib/sm90/bits.h"
+#include "wlib/sm90/convert.h"
 
 namespace wlib::fp4 {
 
-// The code without its sign in the lowest three bits; the others hold anything. As in
-// float_to_e2m1, but unit and sum are one FFMA: the product, 2^22 powers and their 6 steps, is
-// exact.
-WLIB_DEVICE uint32_t e2m1_magnitude(float value) {
-  const float clamped = fminf(fabsf(value), kE2M1Max);  // 6 for a (quiet) NaN
-  const float power =
-      std::bit_cast<float>(std::bit_cast<uint32_t>(fmaxf(clamped, 1.0f)) & 0x7f800000u);
-  const uint32_t steps = std::bit_cast<uint32_t>(fmaf(power, 4194304.0f + 3.0f, clamped));
-  return steps + (steps >> 22);
+// Values are rounded times 2^-14. There E5M2 has its smallest normal number and E2M1, as a part of
+// it, the same subnormal ones: the byte of a rounded value is sign, four zeros, code, zero.
+constexpr float kEncodeUnit = 1.0f / 16384;
+// Below 7, the middle of 6 and 8, a value needs no clamp.
+constexpr float kEncodeLimit = kE2M1Max * kEncodeUnit;
+
+// The nearest E2M1, with the sign of the value, also if that is a zero: |scaled| < 7 units.
+WLIB_DEVICE float round_to_e2m1(float scaled) {
+  // The last bit of 2^22 times the power of two below a value is worth half that power; the half
+  // more keeps the sum in its binade for either sign.
+  constexpr float kShift = 1.5f * 4194304;
+  const float power = std::bit_cast<float>(
+      std::bit_cast<uint32_t>(fmaxf(fabsf(scaled), kEncodeUnit)) & 0x7f800000u);
+  const float negated = fmaf(power, kShift, -fmaf(power, kShift, scaled));
+  // A zero's sign is lost; a bit of the value, too small for anything else, brings it back.
+  return fmaf(scaled, 0x1p-30f, -negated);
 }
 
-// Eight codes, the first in the lowest bits. PRMT gathers bytes, those of even elements apart from
-// those of odd ones, which then take the upper halves of the same bytes; asked for a sign, it
-// fills a byte with it.
-WLIB_DEVICE uint32_t encode_eight(const float (&value)[8]) {
-  const auto gather = [](const uint32_t* from, uint32_t pair) {
-    return sm90::permute_bytes(sm90::permute_bytes(from[0], from[2], pair),
-                               sm90::permute_bytes(from[4], from[6], pair), 0x5410u);
-  };
-  uint32_t magnitude[8], bits[8];
+// Eight codes of values times kEncodeUnit, the first in the lowest bits; of NaN any code.
+template <bool kClamp>
+WLIB_DEVICE uint32_t encode_eight(const float (&scaled)[8]) {
+  float x[8];
   WLIB_UNROLL
   for (int i = 0; i < 8; ++i) {
-    magnitude[i] = e2m1_magnitude(value[i]);
-    bits[i] = std::bit_cast<uint32_t>(value[i]);
+    x[i] = scaled[i];
+    if (kClamp) x[i] = fmaxf(fminf(x[i], kEncodeLimit), -kEncodeLimit);
+    x[i] = round_to_e2m1(x[i]);
   }
-  constexpr uint32_t kLowest = 0x40u, kSign = 0xfbu;  // bytes of each register of a pair
-  constexpr uint32_t kEven = 0x0f0f0f0fu, kMagnitudes = 0x77777777u;
-  const uint32_t magnitudes =
-      sm90::select_bits(kEven, gather(magnitude, kLowest), gather(magnitude + 1, kLowest) << 4);
-  const uint32_t signs = sm90::select_bits(kEven, gather(bits, kSign), gather(bits + 1, kSign));
+  // Codes of even and of odd elements become the lower and the upper halves of bytes.
+  const uint32_t even = sm90::float_to_e5m2x4(x[0], x[2], x[4], x[6]),
+                 odd = sm90::float_to_e5m2x4(x[1], x[3], x[5], x[7]);
+  constexpr uint32_t kLower = 0x0f0f0f0fu, kMagnitudes = 0x77777777u;
+  const uint32_t magnitudes = sm90::select_bits(kLower, even >> 1, odd << 3),
+                 signs = sm90::select_bits(kLower, even >> 4, odd);
   return sm90::select_bits(kMagnitudes, magnitudes, signs);
 }
 

@@ -1,14 +1,14 @@
 // Rotation by itself, and the signs of random rotations.
 #pragma once
 
-#include "fp4/sm90_tile.h"
+#include "fp4/sm90_side.h"
 #include "wlib/numerics/fp4_rounding.h"
 
 namespace wlib::fp4 {
 
 // Columns are a multiple of 16: a run is inside of y or outside of it.
 template <class T>
-WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& s) {
+WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, FloatTile& tile) {
   constexpr int kCount = Run<T>::kCount, kRuns = kTile / kCount;
   WLIB_UNROLL_TWICE
   for (int i = sm90::thread_index(); i < kTile * kRuns; i += kTileThreads) {
@@ -16,7 +16,7 @@ WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& 
     if (corner.row + row >= p.rows || corner.column + column >= p.columns) continue;
     Run<T> run;
     WLIB_UNROLL
-    for (int j = 0; j < kCount; ++j) run.value[j] = sm90::from_float<T>(*s.at(row, column + j));
+    for (int j = 0; j < kCount; ++j) run.value[j] = sm90::from_float<T>(*tile.at(row, column + j));
     T* to = static_cast<T*>(p.y) + (corner.row + row) * p.columns + corner.column + column;
     *reinterpret_cast<Run<T>*>(to) = run;
   }
@@ -24,28 +24,32 @@ WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, TileSmem& 
 
 WLIB_KERNEL_RESIDENT(kTileThreads, 2)
 hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
-  sm90::grid_dependency_wait();
-  sm90::launch_dependents();
-  auto& s = sm90::dynamic_smem<TileSmem>();
-  const Corner corner(sm90::block_index_x(), quantize_tiles(p.columns));
-  load_tile(Source{p.rows, p.columns, p.x, p.type, p.x_stride, {}}, corner, s);
+  start();
+  auto& s = sm90::dynamic_smem<QuantizeSmem>();
+  const Corner corner = corner_of(sm90::block_index_x(), p.columns);
+  const Source source{p.rows, p.columns, p.x, p.type, p.x_stride, {}};
+  switch (p.type) {
+    case FloatType::kFloat32: load_values<float>(source, corner, s.floats); break;
+    case FloatType::kBFloat16: load_values<__nv_bfloat16>(source, corner, s.floats); break;
+    default: load_values<__half>(source, corner, s.floats);
+  }
   load_signs(p.signs, p.size, s);
   sm90::block_sync();
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     const Unit unit(round);
     float x[kUnit];
-    read_unit(s, unit, false, x);
+    read_unit(s.floats, unit, false, x);
     if (p.signs && !p.inverse) flip_signs(s.signs[unit.block], x);
     rotate(p.size, x);
     if (p.signs && p.inverse) flip_signs(s.signs[unit.block], x);
-    store_floats(s.at(unit.line, unit.block * kUnit), x);  // no other thread reads these
+    store_floats(s.floats.at(unit.line, unit.block * kUnit), x);  // no other thread reads these
   }
   sm90::block_sync();
   switch (p.type) {
-    case FloatType::kFloat32: return store_values<float>(p, corner, s);
-    case FloatType::kBFloat16: return store_values<__nv_bfloat16>(p, corner, s);
-    default: return store_values<__half>(p, corner, s);
+    case FloatType::kFloat32: return store_values<float>(p, corner, s.floats);
+    case FloatType::kBFloat16: return store_values<__nv_bfloat16>(p, corner, s.floats);
+    default: return store_values<__half>(p, corner, s.floats);
   }
 }
 inline int64_t hadamard_ctas(const HadamardParams& p) {
@@ -56,8 +60,7 @@ constexpr int kSignThreads = 128;
 
 WLIB_KERNEL_RESIDENT(kSignThreads, 1)
 signs_kernel(WLIB_GRID_CONSTANT SignsParams p) {
-  sm90::grid_dependency_wait();
-  sm90::launch_dependents();
+  start();
   const int i = sm90::thread_index();
   if (i < p.size) p.signs[i] = sign_of(p, i);
 }

@@ -25,7 +25,7 @@ template <class C>
 struct MatmulSmem {
   alignas(1024) uint8_t b[C::kStages][C::kTileColumns * kRowBytes];
   typename C::Fetched fetched[C::kStages];
-  bool votes[C::kThreads / sm90::kWarpThreads];
+  uint32_t votes[C::kThreads / sm90::kWarpThreads];
   uint64_t raw_full[C::kStages];  // packed: codes and scales have landed
   sm90::Ring<C::kStages> ring;
 };

@@ -5,6 +5,7 @@
 
 #include "fp4/matmul_workspace.h"
 #include "fp4/sm90_codes.h"
+#include "fp4/sm90_vote.h"
 #include "wlib/sm90/ring.h"
 #include "wlib/sm90/tensor_map.h"
 
@@ -73,19 +74,8 @@ struct MatmulConfig {
 // Launches that go by whether scales of some row span more than a carrier can.
 enum class When : int { kAlways, kIfNarrow, kIfWide };
 
-// Whether any thread of the CTA found something; all of them ask.
 template <int kWarps>
-WLIB_DEVICE bool any_thread(bool found, bool (&votes)[kWarps]) {
-  const int warp = sm90::warp_index();
-  const bool of_warp = sm90::warp_ballot(found) != 0;
-  if (sm90::lane_index() == 0) votes[warp] = of_warp;
-  sm90::block_sync();
-  found = false;
-  for (const bool vote : votes) found |= vote;
-  return found;
-}
-template <int kWarps>
-WLIB_DEVICE bool has_work(When when, const uint8_t* wide, int flags, bool (&votes)[kWarps]) {
+WLIB_DEVICE bool has_work(When when, const uint8_t* wide, int flags, uint32_t (&votes)[kWarps]) {
   if (when == When::kAlways) return true;
   bool found = false;
   for (int i = sm90::thread_index(); i < flags; i += kWarps * sm90::kWarpThreads)

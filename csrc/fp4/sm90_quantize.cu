@@ -1,7 +1,7 @@
 #include "cuda_device.h"
 #include "fp4/quantize_cuda.h"
+#include "fp4/sm90_fold.h"
 #include "fp4/sm90_hadamard.h"
-#include "fp4/sm90_quantize.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::fp4 {
@@ -59,7 +59,7 @@ const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
   const int64_t ctas = hadamard_ctas(p);
   if (ctas == 0) return nullptr;
   return text(
-      launch(hadamard_kernel, dim3(unsigned(ctas)), kTileThreads, sizeof(TileSmem), stream, p));
+      launch(hadamard_kernel, dim3(unsigned(ctas)), kTileThreads, sizeof(QuantizeSmem), stream, p));
 }
 
 const char* signs_cuda(const SignsParams& p, int device, void* stream) {

@@ -1,9 +1,10 @@
 // FP4 quantisation of tiles of 128 x 128 values, along rows, columns or both: rotate, find the
-// scales, round, pack. Bits are the CPU's.
+// scales, round, pack.
 //
-// A scale may depend on more than its block: with a window, on the largest scale of the row; in
-// nvfp4 on the largest magnitude of all. Then two kernels go before: one that finds these of every
-// tile, one that joins them.
+// A scale may depend on more than its block. In nvfp4 it does on the largest magnitude of all: two
+// kernels go before, one that finds it in every tile, one that joins what they found. With a window
+// it depends on the largest scale of the row, which is also what a carrier's values are counted
+// from: here blocks get their own scales, and what follows is in sm90_fold.h.
 #pragma once
 
 #include "fp4/sm90_encode.h"
@@ -18,15 +19,20 @@ template <int N>
 WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float multiplier,
                         int64_t element, uint32_t (&words)[N / 8]) {
   static_assert(kRoundingBlock == 8);
-  if (p.rounding != Rounding::kStochastic) {
+  // One product gives the same for a power of two.
+  constexpr bool kMx = N == kMxBlock;
+  const float both = multiplier * kEncodeUnit;
+  const auto encode_nearest = [&](auto clamp) {
     WLIB_UNROLL
     for (int w = 0; w < N / 8; ++w) {
       float scaled[8];
       WLIB_UNROLL
-      for (int j = 0; j < 8; ++j) scaled[j] = x[8 * w + j] * multiplier;
-      words[w] = encode_eight(scaled);
+      for (int j = 0; j < 8; ++j)
+        scaled[j] = kMx ? x[8 * w + j] * both : x[8 * w + j] * multiplier * kEncodeUnit;
+      words[w] = encode_eight<clamp.value>(scaled);
     }
-  } else {
+  };
+  if (p.rounding == Rounding::kStochastic) {
     const RoundingKey key = p.key();
     WLIB_UNROLL
     for (int w = 0; w < N / 8; ++w) {
@@ -36,6 +42,10 @@ WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float mult
       for (int j = 0; j < 8; ++j)
         words[w] |= float_to_e2m1_stochastic(x[8 * w + j] * multiplier, code_bits(d, j)) << j * 4;
     }
+  } else if (kMx && !may_clip(p.rule)) {
+    encode_nearest(std::false_type{});
+  } else {
+    encode_nearest(std::true_type{});
   }
 }
 
@@ -48,70 +58,55 @@ WLIB_DEVICE uint32_t mask_of(const float (&x)[N], float multiplier) {
   return bits;
 }
 
-// The carrier's bytes of four codes in the lower half of a word.
-WLIB_DEVICE uint32_t carrier_bytes(CarrierTable table, uint32_t codes) {
-  return sm90::permute_bytes(table.low, table.high, codes & 0x7777u) | sign_bytes(codes);
-}
-
-WLIB_DEVICE void store_carrier(const QuantizeParams& p, int64_t at, int d, bool is_nan,
-                               const uint32_t (&words)[kUnit / 8]) {
-  const CarrierTable table = carrier_table(p.carrier, d);
-  const uint32_t nan = carrier_nan(p.carrier) * 0x01010101u;
-  WLIB_UNROLL
-  for (int i = 0; i < kUnit / 16; ++i) {
-    const uint32_t a = words[2 * i], b = words[2 * i + 1];
-    uint4 bytes{carrier_bytes(table, a), carrier_bytes(table, a >> 16), carrier_bytes(table, b),
-                carrier_bytes(table, b >> 16)};
-    if (is_nan) bytes = uint4{nan, nan, nan, nan};
-    *reinterpret_cast<uint4*>(p.out.carrier + at + 16 * i) = bytes;
-  }
+// Where the scale of a block of kBlock values is. A row has whole blocks.
+template <int kBlock>
+WLIB_DEVICE uint8_t& scale_of(const QuantizeParams& p, Place place) {
+  if (!p.swizzle) return p.out.scales[uint64_t(place.at) / kBlock];
+  return p.out.scales[swizzled_scale(place.row, place.column / kBlock, p.columns() / kBlock)];
 }
 
 // Scales that pad the swizzled layout are zeros.
-WLIB_DEVICE void store_scale(const QuantizeParams& p, int64_t row, int64_t column, bool inside,
-                             uint8_t scale) {
-  if (!p.out.scales) return;
-  const int64_t at = column / p.block(), count = p.columns() / p.block();
-  if (!p.swizzle) {
-    if (inside) p.out.scales[row * count + at] = scale;
-  } else if (at < padded_scale_columns(count)) {
-    p.out.scales[swizzled_scale(row, at, count)] = inside ? scale : uint8_t(0);
-  }
+template <int kBlock>
+WLIB_DEVICE void pad_scales(const QuantizeParams& p, Place place) {
+  if (p.swizzle && place.column / kBlock < padded_scale_columns(p.columns() / kBlock))
+    scale_of<kBlock>(p, place) = 0;
 }
 
-WLIB_DEVICE void quantize_mx(const QuantizeParams& p, Place place, const float (&x)[kUnit]) {
-  const bool inside = place.inside(p);
-  if (!inside) return store_scale(p, place.row, place.column, false, 0);
-  const int top = p.window ? int(p.row_largest[place.row]) : 0;
-  const int floor = p.window && top > p.window - 1 ? top - (p.window - 1) : 0;
-  const int own = int(mx_scale(x, p.rule)), scale = own > floor ? own : floor;
-  const bool is_nan = scale == int(kE8M0NaN);
-  const float multiplier = mx_multiplier(uint32_t(scale), p.rule);
-  const int64_t at = place.row * p.columns() + place.column;
-  uint32_t words[kUnit / 8];
-  encode(p, x, multiplier, at, words);
+// With a scale of at least `floor`, which is stored and returned.
+WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& taken,
+                                 uint32_t floor, uint32_t (&words)[kUnit / 8]) {
+  const bool is_simple = p.rule <= ScaleRule::kThreeQuarters &&
+                         p.rounding == Rounding::kNearest && !p.out.mask;
+  float factor = taken.factor;
+  if (!is_simple) taken.multiply(), factor = 1;
+  const uint32_t largest = largest_magnitude(taken.x, factor);
+  const uint32_t scale = larger(mx_scale(taken.x, largest, p.rule), floor);
+  const bool is_nan = scale == kE8M0NaN;
+  const float multiplier = mx_multiplier(scale, p.rule);
+  // So that the product with the factor is not subnormal, which would take bits from it.
+  if (is_simple && multiplier < 0x1p-100f) taken.multiply(), factor = 1;
+  encode(p, taken.x, multiplier * factor, place.at, words);
   WLIB_UNROLL
   for (uint32_t& word : words) word = is_nan ? 0 : word;
-  store_scale(p, place.row, place.column, true, uint8_t(scale));
-  if (p.out.codes)
-    *reinterpret_cast<uint4*>(p.out.codes + at / 2) = uint4{words[0], words[1], words[2], words[3]};
+  scale_of<kMxBlock>(p, place) = uint8_t(scale);
+  *reinterpret_cast<uint4*>(p.out.codes + uint64_t(place.at) / 2) =
+      uint4{words[0], words[1], words[2], words[3]};
   if (p.out.mask)
-    *reinterpret_cast<uint32_t*>(p.out.mask + at / 8) = is_nan ? 0 : mask_of(x, multiplier);
-  if (p.out.carrier)
-    store_carrier(p, at, scale - (top - carrier_range(p.carrier).largest), is_nan, words);
+    *reinterpret_cast<uint32_t*>(p.out.mask + uint64_t(place.at) / 8) =
+        is_nan ? 0 : mask_of(taken.x, multiplier);
+  return scale;
 }
 
 WLIB_DEVICE void quantize_nv(const QuantizeParams& p, Place place, uint32_t largest,
                              const float (&x)[kNvBlock]) {
-  if (!place.inside(p)) return store_scale(p, place.row, place.column, false, 0);
+  if (!place.inside(p)) return pad_scales<kNvBlock>(p, place);
   const float global_scale = *p.global_scale;
   const float to_global = global_scale > 0 ? 1 / global_scale : 0;
   uint8_t scale = nv_scale(x, largest, p.rule, nv_divisor(p.rounding), to_global);
   const bool is_nan = scale == 0x7f;
   const float multiplier = scale == 0 || is_nan ? 0 : to_global / e4m3_to_float(scale);
-  const int64_t at = place.row * p.columns() + place.column;
   uint32_t words[kNvBlock / 8];
-  encode(p, x, multiplier, at, words);
+  encode(p, x, multiplier, place.at, words);
   WLIB_UNROLL
   for (uint32_t& word : words) word = is_nan ? 0 : word;
   if (p.rounding == Rounding::kMsEden) {
@@ -122,82 +117,82 @@ WLIB_DEVICE void quantize_nv(const QuantizeParams& p, Place place, uint32_t larg
       units[i] = x[i] * to_global;
       codes[i] = words[i / 8] >> i % 8 * 4 & 15;
     }
-    scale = ms_eden_scale(units, codes, scale, scale_bits(p.key(), uint64_t(at) / kNvBlock));
+    scale = ms_eden_scale(units, codes, scale, scale_bits(p.key(), uint64_t(place.at) / kNvBlock));
   }
-  store_scale(p, place.row, place.column, true, scale);
-  if (p.out.codes) *reinterpret_cast<uint2*>(p.out.codes + at / 2) = uint2{words[0], words[1]};
+  scale_of<kNvBlock>(p, place) = scale;
+  *reinterpret_cast<uint2*>(p.out.codes + uint64_t(place.at) / 2) = uint2{words[0], words[1]};
   if (p.out.mask)
-    *reinterpret_cast<uint16_t*>(p.out.mask + at / 8) =
+    *reinterpret_cast<uint16_t*>(p.out.mask + uint64_t(place.at) / 8) =
         uint16_t(is_nan ? 0 : mask_of(x, multiplier));
 }
 
 // Of the 16 x 16 values around each block of the thread: its warp has just these 16 lines.
-WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, TileSmem& s) {
+WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, QuantizeSmem& s) {
   static_assert(kWarpLines == kNvBlock);
   BlockPair largest{0, 0};
+  Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    float x[kUnit];
-    take_unit(p, s, Unit(round), x);
-    const BlockPair own = largest_of_blocks(x);
+    taken.take(p, s, round);
+    const BlockPair own = largest_of_blocks(taken);
     largest = {larger(largest.first, own.first), larger(largest.second, own.second)};
   }
-  return {largest_of_lanes(largest.first, 1, kLinesAtOnce),
-          largest_of_lanes(largest.second, 1, kLinesAtOnce)};
+  return {largest_of_lanes(largest.first, kUnits, sm90::kWarpThreads),
+          largest_of_lanes(largest.second, kUnits, sm90::kWarpThreads)};
 }
 
 // Each thread takes two of the tile's 512 units.
-template <bool kMx>
-WLIB_DEVICE void quantize_side(const QuantizeParams& p, TileSmem& s, Corner corner) {
-  [[maybe_unused]] BlockPair squares{0, 0};
-  if (!kMx && p.square) squares = largest_of_squares(p, s);
+WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
+  Place place = taken_place(p, s.corner);
+  Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    const Unit unit(round);
-    Place place(p, corner, unit);
-    float x[kUnit];
-    take_unit(p, s, unit, x);
-    if constexpr (kMx) {
-      quantize_mx(p, place, x);
-    } else {
-      float block[kNvBlock];
-      take_block<0>(x, block);
-      quantize_nv(p, place, p.square ? squares.first : largest_bits(block), block);
-      take_block<kNvBlock>(x, block);
-      place.column += kNvBlock;
-      quantize_nv(p, place, p.square ? squares.second : largest_bits(block), block);
+    taken.take(p, s, round);
+    uint32_t words[kUnit / 8], scale = 0;
+    if (place.inside(p))
+      scale = quantize_mx(p, place, taken, 0, words);
+    else
+      pad_scales<kMxBlock>(p, place);
+    if (p.window) {
+      const uint32_t largest = largest_of_lanes(scale == kE8M0NaN ? 0 : scale, 1, kUnits);
+      if (sm90::lane_index() % kUnits == 0 && place.inside(p))
+        p.tile_largest[place.column / kTile * p.rows() + place.row] = largest;
     }
+    place.to_next_round(p);
+  }
+}
+
+WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
+  const BlockPair squares = p.square ? largest_of_squares(p, s) : BlockPair{0, 0};
+  Place place = taken_place(p, s.corner);
+  Taken taken;
+  WLIB_NO_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    taken.take(p, s, round);
+    taken.multiply();
+    float block[kNvBlock];
+    take_block<0>(taken.x, block);
+    quantize_nv(p, place, p.square ? squares.first : largest_magnitude(block, 1), block);
+    take_block<kNvBlock>(taken.x, block);
+    quantize_nv(p, place.second_block(),
+                p.square ? squares.second : largest_magnitude(block, 1), block);
+    place.to_next_round(p);
   }
 }
 
 template <bool kMx>
 WLIB_KERNEL_RESIDENT(kTileThreads, 2)
 quantize_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
-  auto& s = sm90::dynamic_smem<TileSmem>();
-  const Corner corner = start_tile(l.side[0], s);
+  auto& s = sm90::dynamic_smem<QuantizeSmem>();
+  start();
+  fill(l.side[0], own_corner(l.side[0]), s);
   WLIB_NO_UNROLL
-  for (int i = 0; i < l.sides; ++i) quantize_side<kMx>(l.side[i], s, corner);
-}
-
-// Calls launch(kernel, grid x, grid y, bytes of shared memory) for one kernel after the other, of
-// kTileThreads each, as long as it returns true.
-template <bool kMx, class Launch>
-bool for_passes(const QuantizeLaunch& l, Launch launch) {
-  const QuantizeParams& p = l.side[0];
-  const int64_t count = quantize_tiles(p.source.rows) * quantize_tiles(p.source.columns);
-  const int64_t longest = l.sides == 1                       ? p.rows()
-                          : p.source.rows > p.source.columns ? p.source.rows
-                                                             : p.source.columns;
-  const auto run = [&](auto kernel, int64_t x, int y, size_t bytes) {
-    return x == 0 || launch(kernel, x, y, bytes);
-  };
-  if (p.wants_largest()) {
-    const int64_t joins = kMx ? (longest + sm90::kWarpThreads - 1) / sm90::kWarpThreads : 1;
-    if (!run(scan_kernel<kMx>, count, 1, sizeof(TileSmem)) ||
-        !run(join_kernel<kMx>, joins, l.sides, sizeof(JoinSmem)))
-      return false;
+  for (int i = 0; i < l.sides; ++i) {
+    if constexpr (kMx)
+      quantize_side_mx(l.side[i], s);
+    else
+      quantize_side_nv(l.side[i], s);
   }
-  return run(quantize_kernel<kMx>, count, 1, sizeof(TileSmem));
 }
 
 }  // namespace wlib::fp4

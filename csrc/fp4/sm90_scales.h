@@ -120,7 +120,7 @@ inline ArrangeParams make_arrange_params(const MatmulParams& op, const Workspace
 template <class Source>
 WLIB_KERNEL_RESIDENT(kArrangeThreads, 4)
 arrange_scales_kernel(WLIB_GRID_CONSTANT ArrangeParams p) {
-  auto& votes = sm90::dynamic_smem<bool[kArrangeWarps]>();
+  auto& votes = sm90::dynamic_smem<uint32_t[kArrangeWarps]>();
   if (!has_work(p.when, p.to.wide, int(p.to.flags), votes)) return;
   const ArrangedRows r(p, sm90::block_index_x());
   bool wide = false;

@@ -1,35 +1,20 @@
-// What scales depend on beyond their block: of every tile the largest scale of each row (mxfp4 with
-// a window), or the largest magnitude (nvfp4); then of all tiles.
+// What scales depend on beyond their block: in nvfp4 the largest magnitude, of every tile and then
+// of all; in mxfp4 with a window the largest scale of a row, here joined from those of its tiles.
 #pragma once
 
 #include "fp4/sm90_side.h"
 
 namespace wlib::fp4 {
 
-WLIB_DEVICE void scan_mx(const QuantizeParams& p, TileSmem& s, Corner corner) {
-  WLIB_NO_UNROLL
-  for (int round = 0; round < kRounds; ++round) {
-    const Unit unit(round);
-    const Place place(p, corner, unit);
-    float x[kUnit];
-    take_unit(p, s, unit, x);
-    const uint32_t scale = mx_scale(x, p.rule);
-    const uint32_t largest =
-        largest_of_lanes(scale == kE8M0NaN ? 0 : scale, kLinesAtOnce, sm90::kWarpThreads);
-    if (unit.block == 0 && place.row < p.rows())
-      p.tile_largest[place.column / kTile * p.rows() + place.row] = largest;
-  }
-}
-
 // Blocks with NaN or Inf do not count.
-WLIB_DEVICE void scan_nv(const QuantizeParams& p, TileSmem& s) {
+WLIB_DEVICE void scan_side(const QuantizeParams& p, QuantizeSmem& s) {
   const auto finite = [](uint32_t bits) { return bits < 0x7f800000u ? bits : 0; };
   uint32_t largest = 0;
+  Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    float x[kUnit];
-    take_unit(p, s, Unit(round), x);
-    const BlockPair own = largest_of_blocks(x);
+    taken.take(p, s, round);
+    const BlockPair own = largest_of_blocks(taken);
     largest = larger(largest, larger(finite(own.first), finite(own.second)));
   }
   largest = largest_of_lanes(largest, 1, sm90::kWarpThreads);
@@ -42,18 +27,13 @@ WLIB_DEVICE void scan_nv(const QuantizeParams& p, TileSmem& s) {
   p.tile_largest[sm90::block_index_x()] = largest;
 }
 
-template <bool kMx>
 WLIB_KERNEL_RESIDENT(kTileThreads, 2)
 scan_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
-  auto& s = sm90::dynamic_smem<TileSmem>();
-  const Corner corner = start_tile(l.side[0], s);
+  auto& s = sm90::dynamic_smem<QuantizeSmem>();
+  start();
+  fill(l.side[0], own_corner(l.side[0]), s);
   WLIB_NO_UNROLL
-  for (int i = 0; i < l.sides; ++i) {
-    if constexpr (kMx)
-      scan_mx(l.side[i], s, corner);
-    else
-      scan_nv(l.side[i], s);
-  }
+  for (int i = 0; i < l.sides; ++i) scan_side(l.side[i], s);
 }
 
 // Joins what the tiles have found: mxfp4 for 32 rows in a CTA, nvfp4 for all in one.
@@ -64,8 +44,7 @@ struct JoinSmem {
 template <bool kMx>
 WLIB_KERNEL_RESIDENT(kTileThreads, 4)
 join_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
-  sm90::grid_dependency_wait();
-  sm90::launch_dependents();
+  start();
   auto& s = sm90::dynamic_smem<JoinSmem>();
   const QuantizeParams& p = l.side[sm90::block_index_y()];
   const int warp = sm90::thread_index() / sm90::kWarpThreads, lane = sm90::lane_index();

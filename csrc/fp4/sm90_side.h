@@ -2,7 +2,7 @@
 // rotated, and the largest ones of blocks and lanes.
 #pragma once
 
-#include "fp4/sm90_tile.h"
+#include "fp4/sm90_pairs.h"
 
 namespace wlib::fp4 {
 
@@ -11,27 +11,100 @@ struct QuantizeLaunch {
   int sides;
 };
 
-// The rows and columns of a side that a unit stands for.
-struct Place {
-  int64_t row, column;
-  WLIB_DEVICE Place(const QuantizeParams& p, Corner corner, Unit unit)
-      : row((p.transpose ? corner.column : corner.row) + unit.line),
-        column((p.transpose ? corner.row : corner.column) + unit.block * kUnit) {}
-  WLIB_DEVICE bool inside(const QuantizeParams& p) const {
-    return row < p.rows() && column < p.columns();
-  }
+struct QuantizeSmem {
+  union {
+    FloatTile floats;
+    struct {  // of all sources but float32
+      PairTile pairs;
+      float4 second[kUnit / 4][kTileThreads];  // each thread's own values
+    };
+  };
+  HadamardEntries entries;
+  PairQuarter flips[kUnits][kPairs / kQuarter];  // sign bits of pairs, and
+  uint32_t signs[kUnits];                        // of floats: bit i of word j for value 32 j + i
+  Corner corner;  // kept here, which saves registers
+  uint32_t maxima[kTileWarps];
+  uint32_t votes[kTileWarps];
 };
 
-WLIB_DEVICE void take_unit(const QuantizeParams& p, TileSmem& s, Unit unit, float (&x)[kUnit]) {
-  read_unit(s, unit, p.transpose, x);
-  if (p.signs) flip_signs(s.signs[unit.block], x);
-  if (p.hadamard) rotate(p.hadamard, x);
+WLIB_DEVICE bool has_pairs(const Source& s) { return !s.x || s.x_type != FloatType::kFloat32; }
+
+WLIB_DEVICE bool has_halves(const Source& s) { return s.x && s.x_type == FloatType::kFloat16; }
+
+// Where a unit, or a block of it, begins in the quantised matrix.
+struct Place {
+  int row, column;
+  int64_t at;  // its first value's number
+
+  WLIB_DEVICE Place(const QuantizeParams& p, int row_, int column_)
+      : row(row_), column(column_), at(row * p.columns() + column) {}
+  WLIB_DEVICE bool inside(const QuantizeParams& p) const {
+    return row < int(p.rows()) && column < int(p.columns());
+  }
+  WLIB_DEVICE Place second_block() const {
+    Place next = *this;
+    next.column += kNvBlock;
+    next.at += kNvBlock;
+    return next;
+  }
+  WLIB_DEVICE void to_next_round(const QuantizeParams& p) {
+    row += kLinesAtOnce;
+    at += kLinesAtOnce * p.columns();
+  }
+};
+// Of a thread's first unit.
+WLIB_DEVICE Place place_of(const QuantizeParams& p, Corner corner, Unit unit) {
+  return {p, (p.transpose ? corner.column : corner.row) + unit.line,
+          (p.transpose ? corner.row : corner.column) + unit.block * kUnit};
 }
+// The same for values that take_unit gives.
+WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
+  Unit unit(0);
+  if (!p.source.x) unit.line = unit.line / 8 * 8 + interleaved_column(unit.line % 8);
+  return place_of(p, corner, unit);
+}
+
+// What a thread has of a side, round by round and by whole warps: rotated values, still to be
+// multiplied with the factor. Pairs of both units are taken at once; the second one's values wait
+// in shared memory, which saves registers.
+struct Taken {
+  float x[kUnit], factor = 1;
+
+  WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, int round) {
+    static_assert(kRounds == 2);
+    const Unit unit(round);
+    const PairSide side{s.pairs,     s.flips[unit.block], s.entries,
+                        p.transpose, p.hadamard,          &s.second[0][sm90::thread_index()]};
+    if (!has_pairs(p.source)) {
+      read_unit(s.floats, unit, p.transpose, x);
+      if (p.signs) flip_signs(s.signs[unit.block], x);
+      if (p.hadamard) rotate(p.hadamard, x);
+    } else if (round == 0) {
+      factor = has_halves(p.source) ? take_pairs<true>(side, x) : take_pairs<false>(side, x);
+      if (!p.source.x && p.source.packed.global_scale) factor *= *p.source.packed.global_scale;
+    } else {
+      load_second(side, x);
+    }
+  }
+  WLIB_DEVICE void multiply() {
+    WLIB_UNROLL
+    for (float& value : x) value *= factor;
+  }
+};
 
 template <int kFirst>
 WLIB_DEVICE void take_block(const float (&x)[kUnit], float (&block)[kNvBlock]) {
   WLIB_UNROLL
   for (int i = 0; i < kNvBlock; ++i) block[i] = x[kFirst + i];
+}
+
+// largest_bits of fp4_scale.h, times a positive factor, in an instruction per value.
+template <int N>
+WLIB_DEVICE uint32_t largest_magnitude(const float (&x)[N], float factor) {
+  float largest = 0;
+  WLIB_UNROLL
+  for (int i = 0; i < N; ++i) largest = sm90::max_or_nan(largest, fabsf(x[i]));
+  return std::bit_cast<uint32_t>(largest * factor);
 }
 
 WLIB_DEVICE uint32_t larger(uint32_t a, uint32_t b) { return a > b ? a : b; }
@@ -46,22 +119,52 @@ WLIB_DEVICE uint32_t largest_of_lanes(uint32_t value, int from, int to) {
 struct BlockPair {
   uint32_t first, second;
 };
-WLIB_DEVICE BlockPair largest_of_blocks(const float (&x)[kUnit]) {
+WLIB_DEVICE BlockPair largest_of_blocks(const Taken& taken) {
   float first[kNvBlock], second[kNvBlock];
-  take_block<0>(x, first);
-  take_block<kNvBlock>(x, second);
-  return {largest_bits(first), largest_bits(second)};
+  take_block<0>(taken.x, first);
+  take_block<kNvBlock>(taken.x, second);
+  return {largest_magnitude(first, taken.factor), largest_magnitude(second, taken.factor)};
 }
 
-// Loads the CTA's tile of the source and what rotates it.
-WLIB_DEVICE Corner start_tile(const QuantizeParams& p, TileSmem& s) {
-  sm90::grid_dependency_wait();
-  sm90::launch_dependents();
-  const Corner corner(sm90::block_index_x(), quantize_tiles(p.source.columns));
+// Of 128 neighbouring values; by the first warps.
+WLIB_DEVICE void load_signs(const int8_t* signs, int size, QuantizeSmem& s) {
+  const int i = sm90::thread_index();
+  if (i >= kTile) return;
+  const bool flips = signs && signs[i & (size - 1)] < 0;
+  const uint32_t word = sm90::warp_ballot(flips);
+  const int lane = sm90::lane_index(), unit = i / sm90::kWarpThreads;
+  if (lane == 0) s.signs[unit] = word;
+  if (lane >= kPairs) return;
+  const uint32_t two = word >> 2 * lane;
+  s.flips[unit][lane / kQuarter].pair[lane % kQuarter] = (two & 1) << 15 | (two & 2) << 30;
+}
+
+WLIB_DEVICE void load_tile(const Source& from, Corner corner, QuantizeSmem& s) {
+  if (!from.x)
+    load_packed(from, corner, s.pairs);
+  else if (has_pairs(from))
+    load_values<uint16_t>(from, corner, s.pairs);
+  else
+    load_values<float>(from, corner, s.floats);
+}
+
+// The CTA's tile of the source, and what rotates it.
+WLIB_DEVICE void fill(const QuantizeParams& p, Corner corner, QuantizeSmem& s) {
   load_tile(p.source, corner, s);
   load_signs(p.signs, p.hadamard, s);
+  if (sm90::thread_index() == 0) s.corner = corner;
+  if (p.hadamard >= kUnit) write_entries(s.entries, p.hadamard, has_halves(p.source));
   sm90::block_sync();
-  return corner;
+}
+
+WLIB_DEVICE Corner own_corner(const QuantizeParams& p) {
+  return corner_of(sm90::block_index_x(), p.source.columns);
+}
+
+// Waits for what the launch before wrote. The next one may start, it waits as well.
+WLIB_DEVICE void start() {
+  sm90::grid_dependency_wait();
+  sm90::launch_dependents();
 }
 
 }  // namespace wlib::fp4

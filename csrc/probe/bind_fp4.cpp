@@ -26,12 +26,13 @@ std::vector<int> carrier_bytes(bool e5m2, int d) {
 }
 
 // x [n, 8] -> eight codes in a word each, as the kernels round
-py::array_t<uint32_t> encode_eight(const Array<float>& x) {
+py::array_t<uint32_t> encode_eight(const Array<float>& x, bool clamp) {
   py::array_t<uint32_t> out(x.shape(0));
   for (int64_t i = 0; i < x.shape(0); ++i) {
     float values[8];
     std::copy_n(x.data() + 8 * i, 8, values);
-    out.mutable_data()[i] = fp4::encode_eight(values);
+    for (float& value : values) value *= fp4::kEncodeUnit;
+    out.mutable_data()[i] = clamp ? fp4::encode_eight<true>(values) : fp4::encode_eight<false>(values);
   }
   return out;
 }
@@ -103,7 +104,7 @@ sim::Report matmul(const py::dict& a, const py::dict& b, py::array y, int mode, 
 void bind_fp4(py::module_& m) {
   m.def("e2m1_to_float", py::vectorize([](uint32_t code) { return e2m1_to_float(code); }));
   m.def("float_to_e2m1", py::vectorize([](float value) { return uint8_t(float_to_e2m1(value)); }));
-  m.def("fp4_encode_eight", &encode_eight, py::arg("x").noconvert());
+  m.def("fp4_encode_eight", &encode_eight, py::arg("x").noconvert(), py::arg("clamp"));
   m.def("float_to_e2m1_stochastic", py::vectorize([](float value, uint32_t random) {
           return uint8_t(float_to_e2m1_stochastic(value, random));
         }));

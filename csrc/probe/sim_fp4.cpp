@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "fp4/sm90_fold.h"
 #include "fp4/sm90_hadamard.h"
-#include "fp4/sm90_quantize.h"
 
 namespace wlib::fp4 {
 namespace {
@@ -28,14 +28,14 @@ void add_source(const Source& s, std::vector<sim::Buffer>& buffers) {
 
 struct Scratch {
   std::vector<uint32_t> tile_largest, row_largest;
+  std::vector<uint8_t> codes, scales;
 };
 
 // `passes` that have run.
 void add_side(const QuantizeParams& p, const Scratch& scratch, int passes,
               std::vector<sim::Buffer>& buffers) {
-  const int64_t values = p.rows() * p.columns(), count = p.columns() / p.block();
-  const int64_t scales =
-      p.swizzle ? padded_scale_rows(p.rows()) * padded_scale_columns(count) : p.rows() * count;
+  const int64_t values = p.rows() * p.columns();
+  const bool mx = is_mx(p.rule);  // its first pass writes codes and scales
   buffers.push_back(input(p.signs, p.hadamard, "signs"));
   buffers.push_back(input(p.seed, p.seed_has_step ? 16 : 8, "seed"));
   buffers.push_back(
@@ -44,11 +44,11 @@ void add_side(const QuantizeParams& p, const Scratch& scratch, int passes,
       output(p.tile_largest, int64_t(scratch.tile_largest.size()) * 4, "tile largest", passes > 0));
   buffers.push_back(
       output(p.row_largest, int64_t(scratch.row_largest.size()) * 4, "row largest", passes > 1));
-  buffers.push_back(output(p.out.codes, values / 2, "codes"));
-  buffers.push_back(output(p.out.scales, scales, "scales"));
+  buffers.push_back(output(p.out.codes, values / 2, "codes", mx && passes > 0));
+  buffers.push_back(output(p.out.scales, p.scales(), "scales", mx && passes > 0));
   buffers.push_back(output(p.out.carrier, values, "carrier"));
   buffers.push_back(output(p.out.row_scale, p.rows() * 4, "row scale", passes > 1));
-  buffers.push_back(output(p.out.mask, values / 8, "mask"));
+  buffers.push_back(output(p.out.mask, values / 8, "mask", mx && passes > 0));
 }
 
 }  // namespace
@@ -59,6 +59,12 @@ sim::Report simulate_quantize(std::span<const QuantizeParams> sides, const sim::
   for (const QuantizeParams& side : sides) {
     QuantizeParams& p = l.side[l.sides] = side;
     Scratch& own = scratch[l.sides++];
+    if (!p.out.codes) {
+      own.codes.resize(p.rows() * p.columns() / 2);
+      own.scales.resize(p.scales());
+      p.out.codes = own.codes.data();
+      p.out.scales = own.scales.data();
+    }
     if (!p.wants_largest()) continue;
     const int64_t along = quantize_tiles(p.columns());
     own.tile_largest.resize(along * (is_mx(p.rule) ? p.rows() : quantize_tiles(p.rows())));
@@ -89,7 +95,7 @@ sim::Report simulate_hadamard(const HadamardParams& p, const sim::Options& optio
   const std::vector<sim::Buffer> buffers = {
       input(p.x, ((p.rows - 1) * p.x_stride + p.columns) * bytes, "x"),
       input(p.signs, p.size, "signs"), output(p.y, p.rows * p.columns * bytes, "y")};
-  return sim::launch({{int(hadamard_ctas(p)), 1, 1}, kTileThreads, sizeof(TileSmem), 1, true},
+  return sim::launch({{int(hadamard_ctas(p)), 1, 1}, kTileThreads, sizeof(QuantizeSmem), 1, true},
                      options, buffers, hadamard_kernel, p);
 }
 

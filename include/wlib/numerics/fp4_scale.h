@@ -26,6 +26,11 @@ enum class ScaleRule : int {
   kFourOverSix,  // or a / 4 / global, if its codes come closer
 };
 WLIB_HOST_DEVICE constexpr bool is_mx(ScaleRule rule) { return rule < ScaleRule::kAmax; }
+// Whether a value may reach the middle between 6 and the 8 that would follow: kEven stays below
+// 7 / 8 of a power of two, kThreeQuarters below 3 / 4.
+WLIB_HOST_DEVICE constexpr bool may_clip(ScaleRule rule) {
+  return rule != ScaleRule::kEven && rule != ScaleRule::kThreeQuarters;
+}
 
 // The E2M1 grid fits N(0, sigma) best with this scale (in units of sigma); squared.
 constexpr float kQuestFactorSquared = (2.92247856f / 6) * (2.92247856f / 6);
@@ -84,9 +89,9 @@ WLIB_HOST_DEVICE int quest_e8m0(const float (&x)[N], uint32_t largest, bool near
   return exponent + ((log2_square + int(nearest)) >> 1);
 }
 
-// E8M0 scale of a block. A NaN or Inf in it makes the scale NaN; zeros get the smallest scale.
-WLIB_HOST_DEVICE uint32_t mx_scale(const float (&x)[kMxBlock], ScaleRule rule) {
-  const uint32_t largest = largest_bits(x);
+// E8M0 scale of a block whose largest magnitude has these bits. A NaN or Inf in it makes the scale
+// NaN; zeros get the smallest scale.
+WLIB_HOST_DEVICE uint32_t mx_scale(const float (&x)[kMxBlock], uint32_t largest, ScaleRule rule) {
   if (largest >= 0x7f800000u) return kE8M0NaN;
   if (largest == 0) return 0;
   int code;
@@ -95,6 +100,10 @@ WLIB_HOST_DEVICE uint32_t mx_scale(const float (&x)[kMxBlock], ScaleRule rule) {
   else
     code = int((largest + (rule == ScaleRule::kEven ? 0x200000u : 0u)) >> 23) - 2;
   return uint32_t(clamp_e8m0(code));
+}
+
+WLIB_HOST_DEVICE uint32_t mx_scale(const float (&x)[kMxBlock], ScaleRule rule) {
+  return mx_scale(x, largest_bits(x), rule);
 }
 
 // What a value is multiplied with before it is rounded to a code.

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "wlib/layout/scales_128x4.h"
 #include "wlib/numerics/fp4_carrier.h"
 #include "wlib/numerics/fp4_rounding.h"
 #include "wlib/numerics/fp4_scale.h"
@@ -29,7 +30,8 @@ struct Source {
   Packed packed;
 };
 
-// What becomes of them; any pointer but global_scale may be null: not wanted.
+// What becomes of them; any pointer may be null: not wanted. On CUDA codes and scales are wanted
+// always: carriers are made of them.
 struct Outputs {
   uint8_t* codes;    // [rows, columns / 2]
   uint8_t* scales;   // [rows, columns / block], or swizzled (layout/scales_128x4.h)
@@ -63,6 +65,11 @@ struct QuantizeParams {
   WLIB_HOST_DEVICE int64_t rows() const { return transpose ? source.columns : source.rows; }
   WLIB_HOST_DEVICE int64_t columns() const { return transpose ? source.rows : source.columns; }
   WLIB_HOST_DEVICE int block() const { return is_mx(rule) ? kMxBlock : kNvBlock; }
+  // Bytes of all scales.
+  WLIB_HOST_DEVICE int64_t scales() const {
+    const int64_t along = columns() / block();
+    return swizzle ? padded_scale_rows(rows()) * padded_scale_columns(along) : rows() * along;
+  }
   // Whether the scales depend on more than their block: on the row's largest scale, or on the
   // tensor's largest magnitude.
   WLIB_HOST_DEVICE bool wants_largest() const {

@@ -36,6 +36,22 @@ WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
   return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
 }
 
+// The same for E5M2, but only of numbers that it holds or that are so small that they become zeros:
+// for them it is the upper half of FP16.
+WLIB_DEVICE uint16_t float2_to_e5m2x2(float2 v) {
+#if WLIB_ON_DEVICE
+  uint16_t codes;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(v.y), "f"(v.x));
+  return codes;
+#else
+  const auto code = [](float f) { return __half_raw(__float2half_rn(f)).x >> 8; };
+  return uint16_t(code(v.x) | code(v.y) << 8);
+#endif
+}
+WLIB_DEVICE uint32_t float_to_e5m2x4(float a, float b, float c, float d) {
+  return float2_to_e5m2x2({a, b}) | uint32_t(float2_to_e5m2x2({c, d})) << 16;
+}
+
 // Two BF16, rounded to nearest even, the first in the lower half; and their values.
 WLIB_DEVICE uint32_t pack_bf16x2(float low, float high) {
 #if WLIB_ON_DEVICE

@@ -1,0 +1,137 @@
+// What remains of mxfp4 once the largest scale of each row is known: no scale below the window, and
+// carriers. Codes are read instead of the values they came from. Only where a block other than
+// zeros lies below the window, its tile is quantised again.
+#pragma once
+
+#include "fp4/sm90_quantize.h"
+#include "fp4/sm90_vote.h"
+
+namespace wlib::fp4 {
+
+// The scales that a row may have, up to its largest one.
+struct Window {
+  int top, floor;
+  WLIB_DEVICE Window(const QuantizeParams& p, uint32_t row_largest)
+      : top(int(row_largest)), floor(top > p.window - 1 ? top - (p.window - 1) : 0) {}
+};
+
+WLIB_DEVICE void store_carrier(const QuantizeParams& p, Place place, Window window, uint32_t scale,
+                               const uint32_t (&words)[kUnit / 8]) {
+  const int d = int(scale) - (window.top - carrier_range(p.carrier).largest);
+  CarrierTable table = carrier_table(p.carrier, d);
+  const uint32_t nan = carrier_nan(p.carrier) * 0x01010101u;
+  if (scale == kE8M0NaN) table = {nan, nan};  // the codes are zeros
+  uint8_t* to = p.out.carrier + place.at;
+  WLIB_UNROLL
+  for (int i = 0; i < kUnit / 16; ++i) {
+    uint32_t low[2], high[2];
+    expand_carrier(words[2 * i], table, low);
+    expand_carrier(words[2 * i + 1], table, high);
+    *reinterpret_cast<uint4*>(to + 16 * i) = uint4{low[0], low[1], high[0], high[1]};
+  }
+}
+
+// The units of a thread as the pass before has left them.
+struct StoredUnits {
+  uint4 codes[kRounds] = {};
+  uint32_t scale[kRounds] = {}, top[kRounds] = {};
+
+  WLIB_DEVICE void load(const QuantizeParams& p, Place place) {
+    WLIB_UNROLL
+    for (int round = 0; round < kRounds; ++round) {
+      if (place.inside(p)) {
+        codes[round] = *reinterpret_cast<const uint4*>(p.out.codes + uint64_t(place.at) / 2);
+        scale[round] = scale_of<kMxBlock>(p, place);
+        top[round] = p.row_largest[place.row];
+      }
+      place.to_next_round(p);
+    }
+  }
+  // Whether one must be quantised again.
+  WLIB_DEVICE bool below(const QuantizeParams& p) const {
+    bool found = false;
+    WLIB_UNROLL
+    for (int round = 0; round < kRounds; ++round) {
+      const uint4 c = codes[round];
+      if (int(scale[round]) < Window(p, top[round]).floor)
+        found |= ((c.x | c.y | c.z | c.w) & 0x77777777u) != 0;
+    }
+    return found;
+  }
+  WLIB_DEVICE void fold(const QuantizeParams& p, Place place) const {
+    WLIB_UNROLL
+    for (int round = 0; round < kRounds; ++round) {
+      if (place.inside(p)) {
+        const Window window(p, top[round]);
+        const uint4 c = codes[round];
+        const uint32_t raised = larger(scale[round], uint32_t(window.floor));
+        if (raised != scale[round]) scale_of<kMxBlock>(p, place) = uint8_t(raised);
+        if (p.out.carrier) store_carrier(p, place, window, raised, {c.x, c.y, c.z, c.w});
+      }
+      place.to_next_round(p);
+    }
+  }
+};
+
+WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
+  Place place = taken_place(p, s.corner);
+  Taken taken;
+  WLIB_NO_UNROLL
+  for (int round = 0; round < kRounds; ++round) {
+    taken.take(p, s, round);
+    if (place.inside(p)) {
+      const Window window(p, p.row_largest[place.row]);
+      uint32_t words[kUnit / 8];
+      const uint32_t scale = quantize_mx(p, place, taken, uint32_t(window.floor), words);
+      if (p.out.carrier) store_carrier(p, place, window, scale, words);
+    }
+    place.to_next_round(p);
+  }
+}
+
+WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
+  auto& s = sm90::dynamic_smem<QuantizeSmem>();
+  start();
+  const Corner corner = own_corner(l.side[0]);
+  const auto place = [&](int i) { return place_of(l.side[i], corner, Unit(0)); };
+  StoredUnits units[2];
+  units[0].load(l.side[0], place(0));
+  if (l.sides == 2) units[1].load(l.side[1], place(1));
+  bool below = units[0].below(l.side[0]);
+  if (l.sides == 2) below |= units[1].below(l.side[1]);
+  if (any_thread(below, s.votes)) {
+    fill(l.side[0], corner, s);
+    WLIB_NO_UNROLL
+    for (int i = 0; i < l.sides; ++i) quantize_again(l.side[i], s);
+  } else {
+    units[0].fold(l.side[0], place(0));
+    if (l.sides == 2) units[1].fold(l.side[1], place(1));
+  }
+}
+
+// Calls launch(kernel, grid x, grid y, bytes of shared memory) for one kernel after the other, of
+// kTileThreads each, as long as it returns true.
+template <bool kMx, class Launch>
+bool for_passes(const QuantizeLaunch& l, Launch launch) {
+  const QuantizeParams& p = l.side[0];
+  const int64_t tiles = quantize_tiles(p.source.rows) * quantize_tiles(p.source.columns);
+  const int64_t longest = l.sides == 1                       ? p.rows()
+                          : p.source.rows > p.source.columns ? p.source.rows
+                                                             : p.source.columns;
+  const auto run = [&](auto kernel, int64_t x, int y, size_t bytes) {
+    return x == 0 || launch(kernel, x, y, bytes);
+  };
+  const auto of_tiles = [&](auto kernel) { return run(kernel, tiles, 1, sizeof(QuantizeSmem)); };
+  const auto join = [&] {
+    const int64_t ctas = kMx ? (longest + sm90::kWarpThreads - 1) / sm90::kWarpThreads : 1;
+    return run(join_kernel<kMx>, ctas, l.sides, sizeof(JoinSmem));
+  };
+  if (!p.wants_largest()) return of_tiles(quantize_kernel<kMx>);
+  if constexpr (kMx)
+    return of_tiles(quantize_kernel<kMx>) && join() && of_tiles(fold_kernel);
+  else
+    return of_tiles(scan_kernel) && join() && of_tiles(quantize_kernel<kMx>);
+}
+
+}  // namespace wlib::fp4
