@@ -59,7 +59,10 @@ struct BF16Codes {
   WLIB_DEVICE static Factor factor(Scale scale) { return scale * 0x00010001u; }
   // Codes j and j + 4.
   WLIB_DEVICE static void expand(uint32_t codes, Factor factor, uint32_t (&out)[kExpanded]) {
-    expand_pairs(codes, factor, out);
+    expand_pairs(codes, out);
+    WLIB_UNROLL
+    for (uint32_t& pair : out)
+      pair = sm90::multiply_bf16x2(sm90::multiply_bf16x2(pair, kPairUnit), factor);
   }
 };
 

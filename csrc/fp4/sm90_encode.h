@@ -16,34 +16,34 @@ constexpr float kEncodeUnit = 1.0f / 16384;
 // Below 7, the middle of 6 and 8, a value needs no clamp.
 constexpr float kEncodeLimit = kE2M1Max * kEncodeUnit;
 
-// The nearest E2M1, with the sign of the value, also if that is a zero: |scaled| < 7 units.
-WLIB_DEVICE float round_to_e2m1(float scaled) {
+// The nearest E2M1 with the opposite sign, but 0 for zeros: |scaled| < 7 units.
+WLIB_DEVICE float negated_e2m1(float scaled) {
   // The last bit of 2^22 times the power of two below a value is worth half that power; the half
   // more keeps the sum in its binade for either sign.
   constexpr float kShift = 1.5f * 4194304;
   const float power = std::bit_cast<float>(
       std::bit_cast<uint32_t>(fmaxf(fabsf(scaled), kEncodeUnit)) & 0x7f800000u);
-  const float negated = fmaf(power, kShift, -fmaf(power, kShift, scaled));
-  // A zero's sign is lost; a bit of the value, too small for anything else, brings it back.
-  return fmaf(scaled, 0x1p-30f, -negated);
+  return fmaf(power, kShift, -fmaf(power, kShift, scaled));
 }
 
 // Eight codes of values times kEncodeUnit, the first in the lowest bits; of NaN any code.
 template <bool kClamp>
 WLIB_DEVICE uint32_t encode_eight(const float (&scaled)[8]) {
-  float x[8];
+  float x[8], rounded[8];
   WLIB_UNROLL
   for (int i = 0; i < 8; ++i) {
-    x[i] = scaled[i];
-    if (kClamp) x[i] = fmaxf(fminf(x[i], kEncodeLimit), -kEncodeLimit);
-    x[i] = round_to_e2m1(x[i]);
+    x[i] = kClamp ? fmaxf(fminf(scaled[i], kEncodeLimit), -kEncodeLimit) : scaled[i];
+    rounded[i] = -negated_e2m1(x[i]);
   }
-  // Codes of even and of odd elements become the lower and the upper halves of bytes.
-  const uint32_t even = sm90::float_to_e5m2x4(x[0], x[2], x[4], x[6]),
-                 odd = sm90::float_to_e5m2x4(x[1], x[3], x[5], x[7]);
+  // Codes of even and of odd elements become the lower and the upper halves of bytes. Signs are
+  // those of the values, which zeros keep.
+  const auto bytes = [](const float* from) {
+    return sm90::float_to_e5m2x4(from[0], from[2], from[4], from[6]);
+  };
   constexpr uint32_t kLower = 0x0f0f0f0fu, kMagnitudes = 0x77777777u;
-  const uint32_t magnitudes = sm90::select_bits(kLower, even >> 1, odd << 3),
-                 signs = sm90::select_bits(kLower, even >> 4, odd);
+  const uint32_t magnitudes =
+      sm90::select_bits(kLower, bytes(rounded) >> 1, bytes(rounded + 1) << 3);
+  const uint32_t signs = sm90::select_bits(kLower, bytes(x) >> 4, bytes(x + 1));
   return sm90::select_bits(kMagnitudes, magnitudes, signs);
 }
 

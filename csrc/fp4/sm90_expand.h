@@ -7,27 +7,22 @@
 
 namespace wlib::fp4 {
 
-// BF16 times the factor, given twice: pair j has codes j and j + 4. Exact.
-WLIB_DEVICE void expand_pairs(uint32_t codes, uint32_t factor, uint32_t (&pairs)[4]) {
-  // The bits of a code, at the upper end of BF16's fraction and the lower one of its exponent, are
-  // its value times 2^-126; the sign is brought to its place by the same product.
-  constexpr uint32_t kUnit = 0x7e807e80u;  // 2^126
+// BF16 times 2^-126, exactly: pair j has codes j and j + 4. The bits of a code, at the upper end of
+// BF16's fraction and the lower one of its exponent, are just that; the sign is brought to its place
+// by the same product.
+WLIB_DEVICE void expand_pairs(uint32_t codes, uint32_t (&pairs)[4]) {
   WLIB_UNROLL
   for (int j = 0; j < 4; ++j) {
     const uint32_t placed = j % 2 ? (codes >> j / 2 * 8 & 0x00f000f0u) * 0x104u
                                   : (codes >> j / 2 * 8 & 0x000f000fu) * 0x1040u;
-    pairs[j] = sm90::multiply_bf16x2(sm90::multiply_bf16x2(placed & 0x81c081c0u, kUnit), factor);
+    pairs[j] = placed & 0x81c081c0u;
   }
 }
-// The bits of a scale that BF16 holds, twice.
-WLIB_DEVICE uint32_t pair_of(float scale) {
-  const uint32_t bits = std::bit_cast<uint32_t>(scale);
+constexpr uint32_t kPairUnit = 0x7e807e80u;  // 2^126, twice
+// The bits of a number that BF16 holds, twice.
+WLIB_DEVICE uint32_t pair_of(float number) {
+  const uint32_t bits = std::bit_cast<uint32_t>(number);
   return sm90::permute_bytes(bits, bits, 0x3232u);
-}
-
-// The same of an E8M0 scale, but NaN becomes Inf. Either makes sums that are not finite.
-WLIB_DEVICE uint32_t e8m0_pair(uint32_t scale) {
-  return scale == 0 ? 0x00400040u : scale * 0x00800080u;
 }
 
 // Bytes of a carrier: codes 0 to 3, then 4 to 7.

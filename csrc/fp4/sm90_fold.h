@@ -74,18 +74,17 @@ struct StoredUnits {
 };
 
 WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
-  Place place = taken_place(p, s.corner);
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     taken.take(p, s, round);
-    if (place.inside(p)) {
-      const Window window(p, p.row_largest[place.row]);
-      uint32_t words[kUnit / 8];
-      const uint32_t scale = quantize_mx(p, place, taken, uint32_t(window.floor), words);
-      if (p.out.carrier) store_carrier(p, place, window, scale, words);
-    }
-    place.to_next_round(p);
+    Place place = taken_place(p, s.corner);
+    if (round > 0) place.to_next_round(p);
+    if (!place.inside(p)) continue;
+    const Window window(p, p.row_largest[place.row]);
+    uint32_t words[kUnit / 8];
+    const uint32_t scale = quantize_mx(p, place, taken, uint32_t(window.floor), words);
+    if (p.out.carrier) store_carrier(p, place, window, scale, words);
   }
 }
 

@@ -40,9 +40,9 @@ hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
     const Unit unit(round);
     float x[kUnit];
     read_unit(s.floats, unit, false, x);
-    if (p.signs && !p.inverse) flip_signs(s.signs[unit.block], x);
+    if (p.signs && !p.inverse) flip_signs(s.flips[unit.block], x);
     rotate(p.size, x);
-    if (p.signs && p.inverse) flip_signs(s.signs[unit.block], x);
+    if (p.signs && p.inverse) flip_signs(s.flips[unit.block], x);
     store_floats(s.floats.at(unit.line, unit.block * kUnit), x);  // no other thread reads these
   }
   sm90::block_sync();

@@ -17,7 +17,7 @@ cudaError_t launch_arrange(const MatmulParams& p, const Workspace& w, When when,
                            cudaStream_t stream) {
   const int64_t ctas = (padded_rows(p.a.rows) + padded_rows(p.b.rows)) / kArrangedRows;
   return sm90::launch(arrange_scales_kernel<Source>, dim3(unsigned(ctas)), kArrangeThreads,
-                      kArrangeWarps, 1, stream, make_arrange_params(p, w, when));
+                      sizeof(ArrangeSmem), 1, stream, make_arrange_params(p, w, when));
 }
 
 cudaError_t multiply_bf16(const MatmulParams& p, const Workspace& w, When when,

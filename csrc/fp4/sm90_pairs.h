@@ -16,9 +16,6 @@
 
 namespace wlib::fp4 {
 
-constexpr int kPairs = kUnit / 2;
-constexpr int kQuarter = kPairs / 4;  // pairs that are loaded at a time, of each of a thread's units
-
 // The pitch and the gaps between units put into different banks the 16 bytes of each of four units
 // of two lines that lanes take along rows, and of the eight rows of a matrix of ldmatrix.
 struct PairTile {
@@ -31,13 +28,9 @@ struct PairTile {
   }
 };
 
-struct alignas(16) PairQuarter {
-  uint32_t pair[kQuarter];
-};
-
 // Codes become pairs j and j + 4 of a run of eight columns and stay so in the tile: position i has
 // column
-WLIB_DEVICE int interleaved_column(int i) { return i % 2 * 4 + i / 2; }
+WLIB_DEVICE int interleaved_column(int i) { return (i & 1) << 2 | i >> 1; }
 
 // Eight bytes, which may lie anywhere.
 WLIB_DEVICE uint2 load_bytes(const uint8_t* from) {
@@ -48,6 +41,9 @@ WLIB_DEVICE uint2 load_bytes(const uint8_t* from) {
   }
   return bytes;
 }
+
+// What values of packed nvfp4 are divided by in the tile: then a scale times 2^126 is BF16.
+constexpr float kPackedNvFactor = 256;
 
 // Packed values as BF16: code times scale, which is exact. A thread takes half a block of mxfp4 or
 // a block of nvfp4 of every 32nd row.
@@ -79,12 +75,23 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
       if (i * kStep < left) codes[i] = load_bytes(packed.codes + (at >> 1) + i * kStep / 2 * columns);
   WLIB_UNROLL
   for (int i = 0; i < kUnits; ++i) {
-    const uint32_t factor = nv ? pair_of(e4m3_to_float(uint8_t(scales[i]))) : e8m0_pair(scales[i]);
+    // Of a scale above 2 twice 2^126 would not be BF16. NaN becomes Inf, which makes sums that are not
+    // finite as well.
+    const bool large = !nv && scales[i] > 128;
+    const uint32_t factor =
+        nv      ? pair_of(e4m3_to_float(uint8_t(scales[i])) * (0x1p126f / kPackedNvFactor))
+        : large ? kPairUnit
+                : (scales[i] + 126) * 0x00800080u;
     uint16_t* to = tile.at(i * kStep, column) + row * PairTile::kPitch;
     WLIB_UNROLL
     for (int j = 0; j < 2; ++j) {
       PairQuarter four;
-      expand_pairs(j == 0 ? codes[i].x : codes[i].y, factor, four.pair);
+      expand_pairs(j == 0 ? codes[i].x : codes[i].y, four.pair);
+      WLIB_UNROLL
+      for (uint32_t& pair : four.pair) pair = sm90::multiply_bf16x2(pair, factor);
+      if (large)
+        for (uint32_t& pair : four.pair)
+          pair = sm90::multiply_bf16x2(pair, scales[i] * 0x00800080u);
       *reinterpret_cast<PairQuarter*>(to + 8 * j) = four;
     }
   }
@@ -94,33 +101,32 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
 // -1 as BF16 or FP16. The first two pairs and the first column give words that are the same; by
 // the numbers of other pairs and columns, which all lanes share, either sign may be the opposite.
 // They lie in shared memory, so that each of the four cases has registers of its own.
-struct HadamardEntries {
-  uint2 of[4][sm90::kWarpThreads];
+struct alignas(16) HadamardEntries {
+  uint32_t word[4][2];  // bit 0 of the first index: sign of the first pair's, bit 1: of the second's
 };
 WLIB_HOST_DEVICE constexpr bool is_opposite(int pair, int column) {
   const int both = pair & column;
   return (both ^ both >> 1 ^ both >> 2 ^ both >> 3) & 1;
 }
-// Of a rotation of `size`, a unit at least; by the first warps.
-WLIB_DEVICE void write_entries(HadamardEntries& entries, int size, bool half) {
+// Of this lane, for a rotation of `size`, a unit at least.
+WLIB_DEVICE HadamardEntries hadamard_entries(int size, bool half) {
   constexpr uint32_t kMinus = 0x80008000u;
-  const int lane = sm90::lane_index(), signs = sm90::thread_index() / sm90::kWarpThreads;
-  if (signs >= 4) return;
-  const int column = lane / 4, place = column % 2, to = column / 2, from = lane % 4;
+  const int lane = sm90::lane_index(), column = lane / 4, to = column / 2, from = lane % 4;
   const int units = size / kUnit - 1, both = to & from & units;  // bits of units that rotate
   uint32_t word = half ? 0x3c003c00u : 0x3f803f80u;
-  word ^= place ? 0x80000000u : 0;
+  word ^= column % 2 ? 0x80000000u : 0;
   word ^= (both ^ both >> 1) & 1 ? kMinus : 0;
   if ((to ^ from) & ~units) word = 0;
-  entries.of[signs][lane] = {signs & 1 ? word ^ kMinus : word, signs & 2 ? word ^ kMinus : word};
+  const uint32_t opposite = word ^ kMinus;
+  return {{{word, word}, {opposite, word}, {word, opposite}, {opposite, opposite}}};
 }
 
 // The units of a side: the pairs 2 k and 2 k + 1 of the first and the second one, interleaved, are
 // a fragment of A, whose lines are 8 apart.
 struct PairSide {
   PairTile& tile;
-  const PairQuarter* flips;  // sign bits of the pairs of the lane's unit
-  const HadamardEntries& entries;
+  const UnitFlips& flips;    // of the lane's unit
+  const HadamardEntries& entries;  // of the lane
   bool transposed;
   int hadamard;
   float4* second;  // kTileThreads apart: where the second unit's values are to wait
@@ -148,7 +154,7 @@ WLIB_DEVICE void load_quarter(const PairSide& p, int quarter, uint32_t (&a)[kQua
       for (int i = 0; i < kQuarter; ++i) a[i / 2][i % 2 * 2 + round] = four.pair[i];
     }
   }
-  const PairQuarter flip = p.flips[quarter];
+  const PairQuarter flip = p.flips.quarter[quarter];
   WLIB_UNROLL
   for (int i = 0; i < kQuarter; ++i) {
     a[i / 2][i % 2 * 2] ^= flip.pair[i];
@@ -182,12 +188,7 @@ WLIB_DEVICE void load_second(const PairSide& p, float (&x)[kUnit]) {
 // warp are finite: others spread to all of their line by products with zero.
 template <bool kHalf, bool kTransposed>
 WLIB_DEVICE bool rotate_pairs(const PairSide& p, float (&first)[kUnit]) {
-  uint32_t entries[4][2];
-  WLIB_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    const uint2 words = p.entries.of[i][sm90::lane_index()];
-    entries[i][0] = words.x, entries[i][1] = words.y;
-  }
+  const HadamardEntries entries = p.entries;
   // Sums over the first pairs are the same for columns that differ in higher bits only, which the
   // compiler sees.
   float sum[kPairs][4] = {};
@@ -202,7 +203,7 @@ WLIB_DEVICE bool rotate_pairs(const PairSide& p, float (&first)[kUnit]) {
       for (int column = 0; column < kPairs; ++column)
         multiply_add<kHalf>(
             sum[column], a[i],
-            entries[is_opposite(pair, column) + 2 * is_opposite(pair + 1, column)]);
+            entries.word[is_opposite(pair, column) + 2 * is_opposite(pair + 1, column)]);
     }
   }
   float second[kUnit];

@@ -148,14 +148,15 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     taken.take(p, s, round);
+    const bool inside = place.inside(p);
     uint32_t words[kUnit / 8], scale = 0;
-    if (place.inside(p))
+    if (inside)
       scale = quantize_mx(p, place, taken, 0, words);
     else
       pad_scales<kMxBlock>(p, place);
     if (p.window) {
       const uint32_t largest = largest_of_lanes(scale == kE8M0NaN ? 0 : scale, 1, kUnits);
-      if (sm90::lane_index() % kUnits == 0 && place.inside(p))
+      if (sm90::lane_index() % kUnits == 0 && inside)
         p.tile_largest[place.column / kTile * p.rows() + place.row] = largest;
     }
     place.to_next_round(p);
@@ -170,12 +171,16 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
   for (int round = 0; round < kRounds; ++round) {
     taken.take(p, s, round);
     taken.multiply();
-    float block[kNvBlock];
-    take_block<0>(taken.x, block);
-    quantize_nv(p, place, p.square ? squares.first : largest_magnitude(block, 1), block);
-    take_block<kNvBlock>(taken.x, block);
-    quantize_nv(p, place.second_block(),
-                p.square ? squares.second : largest_magnitude(block, 1), block);
+    WLIB_NO_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float block[kNvBlock];
+      take_block<0>(taken.x, block);
+      const uint32_t square = i == 0 ? squares.first : squares.second;
+      quantize_nv(p, i == 0 ? place : place.second_block(),
+                  p.square ? square : largest_magnitude(block, 1), block);
+      WLIB_UNROLL
+      for (int j = 0; j < kNvBlock; ++j) taken.x[j] = taken.x[j + kNvBlock];
+    }
     place.to_next_round(p);
   }
 }

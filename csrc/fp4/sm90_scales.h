@@ -15,6 +15,7 @@ namespace wlib::fp4 {
 
 constexpr int kArrangeWarps = 8;
 constexpr int kArrangeThreads = kArrangeWarps * sm90::kWarpThreads;
+using ArrangeSmem = uint32_t[kArrangeWarps];  // votes
 
 struct ArrangeParams {
   Packed side[2];  // a and b
@@ -120,7 +121,7 @@ inline ArrangeParams make_arrange_params(const MatmulParams& op, const Workspace
 template <class Source>
 WLIB_KERNEL_RESIDENT(kArrangeThreads, 4)
 arrange_scales_kernel(WLIB_GRID_CONSTANT ArrangeParams p) {
-  auto& votes = sm90::dynamic_smem<uint32_t[kArrangeWarps]>();
+  auto& votes = sm90::dynamic_smem<ArrangeSmem>();
   if (!has_work(p.when, p.to.wide, int(p.to.flags), votes)) return;
   const ArrangedRows r(p, sm90::block_index_x());
   bool wide = false;

@@ -11,6 +11,11 @@ struct QuantizeLaunch {
   int sides;
 };
 
+// Of a unit's two blocks of nvfp4.
+struct BlockPair {
+  uint32_t first, second;
+};
+
 struct QuantizeSmem {
   union {
     FloatTile floats;
@@ -19,9 +24,8 @@ struct QuantizeSmem {
       float4 second[kUnit / 4][kTileThreads];  // each thread's own values
     };
   };
-  HadamardEntries entries;
-  PairQuarter flips[kUnits][kPairs / kQuarter];  // sign bits of pairs, and
-  uint32_t signs[kUnits];                        // of floats: bit i of word j for value 32 j + i
+  HadamardEntries entries[sm90::kWarpThreads];
+  UnitFlips flips[kUnits];
   Corner corner;  // kept here, which saves registers
   uint32_t maxima[kTileWarps];
   uint32_t votes[kTileWarps];
@@ -60,7 +64,8 @@ WLIB_DEVICE Place place_of(const QuantizeParams& p, Corner corner, Unit unit) {
 // The same for values that take_unit gives.
 WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
   Unit unit(0);
-  if (!p.source.x) unit.line = unit.line / 8 * 8 + interleaved_column(unit.line % 8);
+  if (!p.source.x)
+    unit.line = Unit::first_line() + interleaved_column(sm90::lane_index() / kUnits);
   return place_of(p, corner, unit);
 }
 
@@ -73,15 +78,16 @@ struct Taken {
   WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, int round) {
     static_assert(kRounds == 2);
     const Unit unit(round);
-    const PairSide side{s.pairs,     s.flips[unit.block], s.entries,
+    const PairSide side{s.pairs,     s.flips[unit.block], s.entries[sm90::lane_index()],
                         p.transpose, p.hadamard,          &s.second[0][sm90::thread_index()]};
     if (!has_pairs(p.source)) {
       read_unit(s.floats, unit, p.transpose, x);
-      if (p.signs) flip_signs(s.signs[unit.block], x);
+      if (p.signs) flip_signs(s.flips[unit.block], x);
       if (p.hadamard) rotate(p.hadamard, x);
     } else if (round == 0) {
       factor = has_halves(p.source) ? take_pairs<true>(side, x) : take_pairs<false>(side, x);
-      if (!p.source.x && p.source.packed.global_scale) factor *= *p.source.packed.global_scale;
+      if (!p.source.x && p.source.packed.global_scale)
+        factor *= *p.source.packed.global_scale * kPackedNvFactor;
     } else {
       load_second(side, x);
     }
@@ -116,9 +122,6 @@ WLIB_DEVICE uint32_t largest_of_lanes(uint32_t value, int from, int to) {
   return value;
 }
 
-struct BlockPair {
-  uint32_t first, second;
-};
 WLIB_DEVICE BlockPair largest_of_blocks(const Taken& taken) {
   float first[kNvBlock], second[kNvBlock];
   take_block<0>(taken.x, first);
@@ -126,17 +129,16 @@ WLIB_DEVICE BlockPair largest_of_blocks(const Taken& taken) {
   return {largest_magnitude(first, taken.factor), largest_magnitude(second, taken.factor)};
 }
 
-// Of 128 neighbouring values; by the first warps.
+// Of 128 neighbouring values; a thread for two of them.
 WLIB_DEVICE void load_signs(const int8_t* signs, int size, QuantizeSmem& s) {
-  const int i = sm90::thread_index();
-  if (i >= kTile) return;
-  const bool flips = signs && signs[i & (size - 1)] < 0;
-  const uint32_t word = sm90::warp_ballot(flips);
-  const int lane = sm90::lane_index(), unit = i / sm90::kWarpThreads;
-  if (lane == 0) s.signs[unit] = word;
-  if (lane >= kPairs) return;
-  const uint32_t two = word >> 2 * lane;
-  s.flips[unit][lane / kQuarter].pair[lane % kQuarter] = (two & 1) << 15 | (two & 2) << 30;
+  const int pair = sm90::thread_index();
+  if (pair >= kUnits * kPairs) return;
+  uint32_t flip = 0;
+  if (signs) {
+    const int8_t* two = signs + (2 * pair & (size - 1));
+    flip = (two[0] < 0 ? 0x8000u : 0) | (two[1] < 0 ? 0x80000000u : 0);
+  }
+  s.flips[pair / kPairs].quarter[pair % kPairs / kQuarter].pair[pair % kQuarter] = flip;
 }
 
 WLIB_DEVICE void load_tile(const Source& from, Corner corner, QuantizeSmem& s) {
@@ -153,7 +155,8 @@ WLIB_DEVICE void fill(const QuantizeParams& p, Corner corner, QuantizeSmem& s) {
   load_tile(p.source, corner, s);
   load_signs(p.signs, p.hadamard, s);
   if (sm90::thread_index() == 0) s.corner = corner;
-  if (p.hadamard >= kUnit) write_entries(s.entries, p.hadamard, has_halves(p.source));
+  if (p.hadamard >= kUnit && sm90::thread_index() < sm90::kWarpThreads)
+    s.entries[sm90::thread_index()] = hadamard_entries(p.hadamard, has_halves(p.source));
   sm90::block_sync();
 }
 

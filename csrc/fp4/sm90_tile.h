@@ -21,6 +21,16 @@ constexpr int kLinesAtOnce = 8;                     // of a warp
 constexpr int kWarpLines = kTile / kTileWarps;      // neighbouring lines of a warp
 constexpr int kRounds = kWarpLines / kLinesAtOnce;  // of a warp
 
+constexpr int kPairs = kUnit / 2;     // of 16-bit values, one in each half of a word
+constexpr int kQuarter = kPairs / 4;  // of them are loaded at a time
+struct alignas(16) PairQuarter {
+  uint32_t pair[kQuarter];
+};
+// Sign bits of what is flipped before a rotation.
+struct UnitFlips {
+  PairQuarter quarter[kPairs / kQuarter];
+};
+
 // As floats. The pitch and the gaps between units, in either direction, put into different banks
 // what lanes take at once: 16 bytes of each of four units of two lines along rows, a float of each
 // of four units of eight lines along columns.
@@ -140,10 +150,11 @@ WLIB_DEVICE void read_unit(FloatTile& tile, Unit unit, bool transposed, float (&
   }
 }
 
-WLIB_DEVICE void flip_signs(uint32_t signs, float (&x)[kUnit]) {
+WLIB_DEVICE void flip_signs(const UnitFlips& flips, float (&x)[kUnit]) {
   WLIB_UNROLL
   for (int i = 0; i < kUnit; ++i) {
-    const uint32_t flip = signs << (kUnit - 1 - i) & 0x80000000u;
+    const uint32_t pair = flips.quarter[i / 2 / kQuarter].pair[i / 2 % kQuarter];
+    const uint32_t flip = (i % 2 ? pair : pair << 16) & 0x80000000u;
     x[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(x[i]) ^ flip);
   }
 }

@@ -74,7 +74,7 @@ struct Launches {
   template <class Source>
   void arrange(When when) {
     const int count = int((padded_rows(op.a.rows) + padded_rows(op.b.rows)) / kArrangedRows);
-    run({{count, 1, 1}, kArrangeThreads, kArrangeWarps}, {workspace(true, when != When::kAlways)},
+    run({{count, 1, 1}, kArrangeThreads, sizeof(ArrangeSmem)}, {workspace(true, when != When::kAlways)},
         arrange_scales_kernel<Source>, make_arrange_params(op, w, when));
   }
   template <class Folded, class BF16>

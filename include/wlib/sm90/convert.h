@@ -36,8 +36,8 @@ WLIB_DEVICE uint32_t float_to_e4m3x4(float a, float b, float c, float d) {
   return float2_to_e4m3x2({a, b}) | uint32_t(float2_to_e4m3x2({c, d})) << 16;
 }
 
-// The same for E5M2, but only of numbers that it holds or that are so small that they become zeros:
-// for them it is the upper half of FP16.
+// The same for E5M2, but only of numbers that it holds; of others the sign is right. The host takes
+// the upper half of FP16.
 WLIB_DEVICE uint16_t float2_to_e5m2x2(float2 v) {
 #if WLIB_ON_DEVICE
   uint16_t codes;
