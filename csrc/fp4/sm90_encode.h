@@ -16,8 +16,8 @@ constexpr float kEncodeUnit = 1.0f / 16384;
 // Below 7, the middle of 6 and 8, a value needs no clamp.
 constexpr float kEncodeLimit = kE2M1Max * kEncodeUnit;
 
-// The nearest E2M1 with the opposite sign, but 0 for zeros: |scaled| < 7 units.
-WLIB_DEVICE float negated_e2m1(float scaled) {
+// The nearest E2M1, of any sign: |scaled| < 7 units.
+WLIB_DEVICE float round_to_e2m1(float scaled) {
   // The last bit of 2^22 times the power of two below a value is worth half that power; the half
   // more keeps the sum in its binade for either sign.
   constexpr float kShift = 1.5f * 4194304;
@@ -33,10 +33,10 @@ WLIB_DEVICE uint32_t encode_eight(const float (&scaled)[8]) {
   WLIB_UNROLL
   for (int i = 0; i < 8; ++i) {
     x[i] = kClamp ? fmaxf(fminf(scaled[i], kEncodeLimit), -kEncodeLimit) : scaled[i];
-    rounded[i] = -negated_e2m1(x[i]);
+    rounded[i] = round_to_e2m1(x[i]);
   }
   // Codes of even and of odd elements become the lower and the upper halves of bytes. Signs are
-  // those of the values, which zeros keep.
+  // taken from the values: zeros keep them.
   const auto bytes = [](const float* from) {
     return sm90::float_to_e5m2x4(from[0], from[2], from[4], from[6]);
   };

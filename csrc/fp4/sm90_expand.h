@@ -8,8 +8,8 @@
 namespace wlib::fp4 {
 
 // BF16 times 2^-126, exactly: pair j has codes j and j + 4. The bits of a code, at the upper end of
-// BF16's fraction and the lower one of its exponent, are just that; the sign is brought to its place
-// by the same product.
+// BF16's fraction and the lower one of its exponent, are just that; the sign is brought to its
+// place by the same product.
 WLIB_DEVICE void expand_pairs(uint32_t codes, uint32_t (&pairs)[4]) {
   WLIB_UNROLL
   for (int j = 0; j < 4; ++j) {
@@ -23,6 +23,11 @@ constexpr uint32_t kPairUnit = 0x7e807e80u;  // 2^126, twice
 WLIB_DEVICE uint32_t pair_of(float number) {
   const uint32_t bits = std::bit_cast<uint32_t>(number);
   return sm90::permute_bytes(bits, bits, 0x3232u);
+}
+
+// The same of an E8M0 scale, but of NaN Inf, which makes sums that are not finite as well.
+WLIB_DEVICE uint32_t e8m0_pair(uint32_t scale) {
+  return scale == 0 ? 0x00400040u : scale * 0x00800080u;
 }
 
 // Bytes of a carrier: codes 0 to 3, then 4 to 7.

@@ -1,5 +1,5 @@
-// A tile of 16-bit values, BF16 or FP16, in shared memory, and how a thread takes its two units from
-// it: as they are, or rotated by tensor cores.
+// A tile of 16-bit values, BF16 or FP16, in shared memory, and how a thread takes its two units
+// from it: as they are, or rotated by tensor cores.
 //
 // The units of a warp are the fragments of one matrix A [16 lines, 128]: step k of the product has
 // the pairs 2 k and 2 k + 1 of each unit. So tensor cores see the values of a line in the order
@@ -47,17 +47,18 @@ constexpr float kPackedNvFactor = 256;
 
 // Packed values as BF16: code times scale, which is exact. A thread takes half a block of mxfp4 or
 // a block of nvfp4 of every 32nd row.
+template <bool kNv>
 WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) {
   constexpr int kRun = 16, kRuns = kTile / kRun, kStep = kTileThreads / kRuns;
   static_assert(kStep == kUnit);
   const Packed& packed = from.packed;
-  const bool nv = packed.global_scale;
   const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kRun;
-  const int columns = int(from.columns), block = nv ? 4 : 5;  // bits
+  constexpr int kBlock = kNv ? kNvBlock : kMxBlock;
+  const int columns = int(from.columns);
   const int left = corner.column + column < columns ? int(from.rows) - corner.row - row : 0;
-  const int64_t at = int64_t(corner.row + row) * columns + corner.column + column;
-  const uint8_t* next = packed.codes + (at >> 1);
-  const uint8_t* next_scale = packed.scales + (at >> block);
+  const auto at = uint64_t(corner.row + row) * uint32_t(columns) + corner.column + column;
+  const uint8_t* next = packed.codes + at / 2;
+  const uint8_t* next_scale = packed.scales + at / kBlock;
   const bool aligned = reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
   uint2 codes[kUnits] = {};
   uint32_t scales[kUnits] = {};
@@ -68,33 +69,40 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
       scales[i] = *next_scale;
     }
     next += kStep / 2 * columns;
-    next_scale += kStep * columns >> block;
+    next_scale += kStep / kBlock * columns;
   }
   if (!aligned)
     for (int i = 0; i < kUnits; ++i)
-      if (i * kStep < left) codes[i] = load_bytes(packed.codes + (at >> 1) + i * kStep / 2 * columns);
-  WLIB_UNROLL
-  for (int i = 0; i < kUnits; ++i) {
-    // Of a scale above 2 twice 2^126 would not be BF16. NaN becomes Inf, which makes sums that are not
-    // finite as well.
-    const bool large = !nv && scales[i] > 128;
-    const uint32_t factor =
-        nv      ? pair_of(e4m3_to_float(uint8_t(scales[i])) * (0x1p126f / kPackedNvFactor))
-        : large ? kPairUnit
-                : (scales[i] + 126) * 0x00800080u;
-    uint16_t* to = tile.at(i * kStep, column) + row * PairTile::kPitch;
+      if (i * kStep < left)
+        codes[i] = load_bytes(packed.codes + at / 2 + int64_t(i) * (kStep / 2) * columns);
+  // Codes expand to their values times 2^-126. A scale times 2^126 is not always BF16, and then
+  // there are two products.
+  const auto expand = [&](auto in_two, auto factor_of) {
     WLIB_UNROLL
-    for (int j = 0; j < 2; ++j) {
-      PairQuarter four;
-      expand_pairs(j == 0 ? codes[i].x : codes[i].y, four.pair);
+    for (int i = 0; i < kUnits; ++i) {
+      const uint32_t factor = factor_of(scales[i]);
+      uint16_t* to = tile.at(i * kStep, column) + row * PairTile::kPitch;
       WLIB_UNROLL
-      for (uint32_t& pair : four.pair) pair = sm90::multiply_bf16x2(pair, factor);
-      if (large)
-        for (uint32_t& pair : four.pair)
-          pair = sm90::multiply_bf16x2(pair, scales[i] * 0x00800080u);
-      *reinterpret_cast<PairQuarter*>(to + 8 * j) = four;
+      for (int j = 0; j < 2; ++j) {
+        PairQuarter four;
+        expand_pairs(j == 0 ? codes[i].x : codes[i].y, four.pair);
+        WLIB_UNROLL
+        for (uint32_t& pair : four.pair) {
+          if (in_two.value) pair = sm90::multiply_bf16x2(pair, kPairUnit);
+          pair = sm90::multiply_bf16x2(pair, factor);
+        }
+        *reinterpret_cast<PairQuarter*>(to + 8 * j) = four;
+      }
     }
-  }
+  };
+  if constexpr (kNv)
+    expand(std::false_type{}, [](uint32_t scale) {
+      return pair_of(e4m3_to_float(uint8_t(scale)) * (0x1p126f / kPackedNvFactor));
+    });
+  else if ((scales[0] | scales[1] | scales[2] | scales[3]) < 128)  // all of them, of 1 at most
+    expand(std::false_type{}, [](uint32_t scale) { return (scale + 126) * 0x00800080u; });
+  else
+    expand(std::true_type{}, [](uint32_t scale) { return e8m0_pair(scale); });
 }
 
 // What a lane has of the Hadamard matrix: for two pairs of k and a column a word each, entries 1 or
@@ -102,7 +110,8 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
 // the numbers of other pairs and columns, which all lanes share, either sign may be the opposite.
 // They lie in shared memory, so that each of the four cases has registers of its own.
 struct alignas(16) HadamardEntries {
-  uint32_t word[4][2];  // bit 0 of the first index: sign of the first pair's, bit 1: of the second's
+  uint32_t word[4]
+               [2];  // bit 0 of the first index: sign of the first pair's, bit 1: of the second's
 };
 WLIB_HOST_DEVICE constexpr bool is_opposite(int pair, int column) {
   const int both = pair & column;
@@ -125,7 +134,7 @@ WLIB_DEVICE HadamardEntries hadamard_entries(int size, bool half) {
 // a fragment of A, whose lines are 8 apart.
 struct PairSide {
   PairTile& tile;
-  const UnitFlips& flips;    // of the lane's unit
+  const UnitFlips& flips;          // of the lane's unit
   const HadamardEntries& entries;  // of the lane
   bool transposed;
   int hadamard;
@@ -137,9 +146,8 @@ template <bool kTransposed>
 WLIB_DEVICE void load_quarter(const PairSide& p, int quarter, uint32_t (&a)[kQuarter / 2][4]) {
   if constexpr (kTransposed) {
     const int lane = sm90::lane_index(), line = Unit::first_line() + lane / 8 % 2 * kLinesAtOnce;
-    const uint16_t* from =
-        p.tile.at(lane % 8 / 2 * kUnit + lane / 16 * 2 + lane % 2, line) +
-        quarter * kQuarter * 2 * PairTile::kPitch;
+    const uint16_t* from = p.tile.at(lane % 8 / 2 * kUnit + lane / 16 * 2 + lane % 2, line) +
+                           quarter * kQuarter * 2 * PairTile::kPitch;
     WLIB_UNROLL
     for (int i = 0; i < kQuarter / 2; ++i)
       sm90::load_matrices_transposed(a[i], from + i * 4 * PairTile::kPitch);
@@ -254,8 +262,8 @@ WLIB_DEVICE void unpack_pairs(const PairSide& p, float (&first)[kUnit]) {
 // more instructions without tensor cores.
 template <bool kHalf>
 WLIB_DEVICE float take_pairs(const PairSide& p, float (&first)[kUnit]) {
-  if (p.hadamard >= kUnit && (p.transposed ? rotate_pairs<kHalf, true>(p, first)
-                                           : rotate_pairs<kHalf, false>(p, first)))
+  if (p.hadamard >= kUnit &&
+      (p.transposed ? rotate_pairs<kHalf, true>(p, first) : rotate_pairs<kHalf, false>(p, first)))
     return hadamard_scale(p.hadamard);
   if (p.transposed)
     unpack_pairs<kHalf, true>(p, first);

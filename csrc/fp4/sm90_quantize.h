@@ -73,10 +73,10 @@ WLIB_DEVICE void pad_scales(const QuantizeParams& p, Place place) {
 }
 
 // With a scale of at least `floor`, which is stored and returned.
-WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& taken,
-                                 uint32_t floor, uint32_t (&words)[kUnit / 8]) {
-  const bool is_simple = p.rule <= ScaleRule::kThreeQuarters &&
-                         p.rounding == Rounding::kNearest && !p.out.mask;
+WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& taken, uint32_t floor,
+                                 uint32_t (&words)[kUnit / 8]) {
+  const bool is_simple =
+      p.rule <= ScaleRule::kThreeQuarters && p.rounding == Rounding::kNearest && !p.out.mask;
   float factor = taken.factor;
   if (!is_simple) taken.multiply(), factor = 1;
   const uint32_t largest = largest_magnitude(taken.x, factor);

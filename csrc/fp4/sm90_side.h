@@ -64,8 +64,7 @@ WLIB_DEVICE Place place_of(const QuantizeParams& p, Corner corner, Unit unit) {
 // The same for values that take_unit gives.
 WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
   Unit unit(0);
-  if (!p.source.x)
-    unit.line = Unit::first_line() + interleaved_column(sm90::lane_index() / kUnits);
+  if (!p.source.x) unit.line = Unit::first_line() + interleaved_column(sm90::lane_index() / kUnits);
   return place_of(p, corner, unit);
 }
 
@@ -142,8 +141,10 @@ WLIB_DEVICE void load_signs(const int8_t* signs, int size, QuantizeSmem& s) {
 }
 
 WLIB_DEVICE void load_tile(const Source& from, Corner corner, QuantizeSmem& s) {
-  if (!from.x)
-    load_packed(from, corner, s.pairs);
+  if (!from.x && from.packed.global_scale)
+    load_packed<true>(from, corner, s.pairs);
+  else if (!from.x)
+    load_packed<false>(from, corner, s.pairs);
   else if (has_pairs(from))
     load_values<uint16_t>(from, corner, s.pairs);
   else

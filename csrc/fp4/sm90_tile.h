@@ -166,7 +166,8 @@ WLIB_DEVICE void hadamard_stage_across(int lanes, float (&x)[kUnit]) {
   for (int i = 0; i < kUnit; ++i) x[i] = fmaf(own, x[i], sm90::warp_shuffle_xor(x[i], lanes));
 }
 
-// The CPU's sums, by whole warps. Blocks of a rotation are inside of the matrix or outside of it as a whole.
+// The CPU's sums, by whole warps. Blocks of a rotation are inside of the matrix or outside of it as
+// a whole.
 WLIB_DEVICE void rotate(int size, float (&x)[kUnit]) {
   hadamard_stage<1>(x);
   hadamard_stage<2>(x);

@@ -32,7 +32,8 @@ py::array_t<uint32_t> encode_eight(const Array<float>& x, bool clamp) {
     float values[8];
     std::copy_n(x.data() + 8 * i, 8, values);
     for (float& value : values) value *= fp4::kEncodeUnit;
-    out.mutable_data()[i] = clamp ? fp4::encode_eight<true>(values) : fp4::encode_eight<false>(values);
+    out.mutable_data()[i] =
+        clamp ? fp4::encode_eight<true>(values) : fp4::encode_eight<false>(values);
   }
   return out;
 }

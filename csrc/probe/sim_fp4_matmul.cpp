@@ -74,8 +74,9 @@ struct Launches {
   template <class Source>
   void arrange(When when) {
     const int count = int((padded_rows(op.a.rows) + padded_rows(op.b.rows)) / kArrangedRows);
-    run({{count, 1, 1}, kArrangeThreads, sizeof(ArrangeSmem)}, {workspace(true, when != When::kAlways)},
-        arrange_scales_kernel<Source>, make_arrange_params(op, w, when));
+    run({{count, 1, 1}, kArrangeThreads, sizeof(ArrangeSmem)},
+        {workspace(true, when != When::kAlways)}, arrange_scales_kernel<Source>,
+        make_arrange_params(op, w, when));
   }
   template <class Folded, class BF16>
   void multiply_codes() {
