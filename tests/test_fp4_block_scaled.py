@@ -4,6 +4,7 @@ number types read the operands as we wrote them."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import wlib_probe
 from torch import Tensor
 
 import wlib
+from op_samples.fp4 import linear_samples
 from wlib import _block_scaled
+from wlib._ops import fp4_linear as ops_fp4_linear
 from wlib.fp4_recipe import RECIPES
 
 FORMATS = ("mxfp4", "nvfp4")
@@ -105,38 +108,87 @@ def test_a_nan_reaches_its_row() -> None:
     assert nan.sum() == 8
 
 
-def test_scales_are_laid_out_as_the_quantiser_does() -> None:
-    x = torch.randn(130, 160)
-    for format in FORMATS:
-        plain, swizzled = (wlib.fp4_quantize(x, format, swizzle=s) for s in ("none", "128x4"))
-        assert plain.scales is not None
-        assert swizzled.scales is not None
-        scales = _block_scaled.swizzled(plain.scales)
-        assert scales.dtype == swizzled.scales.dtype
-        assert torch.equal(scales.view(torch.uint8), swizzled.scales.view(torch.uint8))
+def layer(name: str, m: int, k: int, n: int) -> list[Tensor]:
+    """y, dX and dW by a recipe."""
+    make = torch.Generator().manual_seed(m)
+    x, w, dy = (torch.randn(*size, generator=make) for size in ((m, k), (n, k), (m, n)))
+    leaves = x.requires_grad_(), w.requires_grad_()
+    y = wlib.fp4_linear(*leaves, recipe=name, state=wlib.fp4_state(3))
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_multiply_the_same_values(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU has this mode too: a layer as on Blackwell, odd sizes, against one with carriers."""
-    x, w, dy = torch.randn(37, 50), torch.randn(19, 50), torch.randn(37, 19)
-
-    def layer() -> list[Tensor]:
-        leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
-        y = wlib.fp4_linear(*leaves, recipe=name, state=wlib.fp4_state(3))
-        return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-    expected = layer()
+    expected = layer(name, 37, 50, 19)
     modes = []
     multiply = _block_scaled.multiply
     monkeypatch.setattr(_block_scaled, "serves", lambda device: True)
     monkeypatch.setattr(
         _block_scaled, "multiply", lambda *args: modes.append(name) or multiply(*args)
     )
-    for got, plain in zip(layer(), expected, strict=True):
+    for got, plain in zip(layer(name, 37, 50, 19), expected, strict=True):
         # Sums of the same products, at most 128 of them, in another order.
         torch.testing.assert_close(got, plain, rtol=0, atol=1e-4 * plain.abs().max().item())
     assert len(modes) == 3
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_give_the_bits_of_scales_in_rows(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as rows:
+        rows.setattr(ops_fp4_linear, "_takes_carriers", lambda *_: False)
+        expected = layer(name, 137, 208, 72)
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: True)
+    for got, plain in zip(layer(name, 137, 208, 72), expected, strict=True):
+        assert torch.equal(got, plain)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_multiply_what_the_quantiser_wrote(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No copy of scales or codes before a product: only to requantise, scales go back to rows."""
+    written: list[Tensor] = []  # kept, so that no other tensor takes their memory
+    read: list[Tensor] = []
+    turned = []
+
+    def writes(op: Any) -> Any:
+        def call(*args: Any, **options: Any) -> list[Tensor]:
+            out: list[Tensor] = op(*args, **options)
+            written.extend(out)
+            return out
+
+        return call
+
+    def matmul(*args: Any, op: Any = torch.ops.wlib.fp4_matmul, **options: Any) -> Tensor:
+        read.extend(args[:4])
+        return op(*args, **options)  # type: ignore[no-any-return]
+
+    def rows(q: wlib.FP4Tensor, turn: Any = ops_fp4_linear.row_major_scales) -> Tensor:
+        turned.append(q.swizzled)
+        return turn(q)  # type: ignore[no-any-return]
+
+    for op in ("fp4_quantize", "fp4_requantize_t"):
+        monkeypatch.setattr(torch.ops.wlib, op, writes(getattr(torch.ops.wlib, op)))
+    monkeypatch.setattr(torch.ops.wlib, "fp4_matmul", matmul)
+    monkeypatch.setattr(ops_fp4_linear, "row_major_scales", rows)
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: True)
+    layer(name, 137, 208, 72)
+    assert len(read) == 3 * 4
+    assert {t.data_ptr() for t in read} <= {t.data_ptr() for t in written}
+    # W_q, and X_q where dW sees that: docs/design/fp4_blackwell.md counts them.
+    assert turned == [True] * (2 if RECIPES[name].requantize_x else 1)
+
+
+@pytest.mark.parametrize("index", range(len(linear_samples())))
+def test_compilers_are_told_of_this_order(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: True)
+    op, arguments, _ = linear_samples()[index]
+    overload = getattr(torch.ops.wlib, op.removesuffix(".default")).default
+    results = torch.library.opcheck(overload, arguments, test_utils="test_faketensor")
+    assert set(results.values()) == {"SUCCESS"}
 
 
 def test_which_devices_are_served() -> None:

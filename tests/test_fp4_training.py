@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import wlib
 from example_modules import example
+from wlib import _block_scaled
 from wlib._ops import fp4_linear as ops_fp4_linear
 from wlib.fp4_recipe import RECIPES
 from wlib.nn import FP4Linear
@@ -178,9 +179,13 @@ def test_nvidia_multiplies_the_same_weight_in_both_passes() -> None:
     torch.testing.assert_close(dw, gt @ xt.T, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("blackwell", [False, True])
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 33, 7), (129, 40, 65), (0, 64, 32)])
-def test_any_shape_equals_the_padded_one(name: str, shape: tuple[int, int, int]) -> None:
+def test_any_shape_equals_the_padded_one(
+    name: str, shape: tuple[int, int, int], blackwell: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: blackwell)
     m, k, n = shape
     x, w, dy = problem(m, k, n)
     got = gradients(name, x, w, dy)
@@ -194,9 +199,11 @@ def test_any_shape_equals_the_padded_one(name: str, shape: tuple[int, int, int])
             torch.testing.assert_close(a, b[: a.shape[0], : a.shape[1]], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("blackwell", [False, True])
 @pytest.mark.parametrize("name", RECIPES)
-def test_saved_bytes(name: str) -> None:
+def test_saved_bytes(name: str, blackwell: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packed FP4 only: against the x and W in BF16 that nn.Linear keeps."""
+    monkeypatch.setattr(_block_scaled, "serves", lambda device: blackwell)
     saved: list[Tensor] = []
     layer = FP4Linear(1024, 512, recipe=name)
     x = torch.randn(2048, 1024, requires_grad=True)

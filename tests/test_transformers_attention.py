@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 import math
 import sys
 from pathlib import Path
@@ -14,19 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import wlib
+from example_modules import example as load
 from test_prefill import extra_score, float32_bounds
 from wlib.reference import prefill as reference
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "transformers_attention.py"
 HEADS, KV_HEADS, KEYS = 4, 2, 90
 
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("transformers_attention", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("transformers_attention")
 
 
 def layer(is_causal: bool = True) -> nn.Module:
@@ -70,6 +67,8 @@ def dequantized(k: Tensor, v: Tensor) -> tuple[wlib.Int4KVCache, Tensor, Tensor]
         (KEYS, {"sliding_window": 10, "is_causal": False}),
         (KEYS, {"softcap": 5.0, "s_aux": torch.linspace(-2, 2, HEADS)}),
         (KEYS, {"is_causal": False, "position_ids": torch.arange(KEYS)}),
+        (KEYS, {"new_keys": "fp8", "attention_mask": mask((17, KEYS), (0, 71))}),
+        (40, {"new_keys": "fp8", "attention_mask": mask((17, KEYS), (0, 71))}),
     ],
 )
 @pytest.mark.parametrize("dim", [64, 80])
@@ -90,6 +89,10 @@ def test_against_float64(
         asked = tokens[KEYS - queries :]
         q, k, v = (t[b].transpose(0, 1) for t in (query, key, value))
         kv, keys, values = dequantized(*(filled(t[tokens]) for t in (k, v)))
+        if "new_keys" in options:
+            for stored, t in ((keys, k), (values, v)):
+                codes, scales = wlib.fp8_quantize(filled(t[KEYS - queries :][asked]))
+                stored[len(stored) - len(codes) :] = codes.double() * scales[..., None]
         q8, q_scale = wlib.quantize_q_fp8(filled(q[asked]))
         q = q8.double() * q_scale[..., None]
         exact = reference.attention(
@@ -151,25 +154,102 @@ def test_registration(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     masks.flash_attention_mask = object()
     monkeypatch.setitem(sys.modules, "transformers", module)
     monkeypatch.setitem(sys.modules, "transformers.masking_utils", masks)
-    assert example.register() == "wlib_int4"
-    assert known == {"wlib_int4": [example.int4_attention, masks.flash_attention_mask]}
+    example.register()
+    (int4, *mask4), (fp8, *mask8) = (known.pop(name) for name in example.ARMS)
+    assert not known
+    assert int4 is fp8.func is example.int4_attention
+    assert fp8.keywords == {"new_keys": "fp8"}
+    assert mask4 == mask8 == [masks.flash_attention_mask]
 
 
-def test_compare_measures_the_change_of_the_logits(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch
+# What is added to logits, and by what share the hidden states behind two layers grow.
+CHANGES = {
+    "own": ([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]),
+    "wlib_int4": ([[1.0, -1.0], [0.0, 0.0]], [0.1, 0.2]),
+    "wlib_int4_fp8": ([[0.0, 0.0], [0.0, 5.0]], [0.0, 0.5]),
+}
+
+
+class Model:
+    """Answers chunk by chunk; its cache is how many tokens it has seen."""
+
+    attention = "own"
+
+    def forward(self, ids: Tensor, past_key_values: int | None = None) -> None: ...
+
+    def __call__(
+        self, ids: Tensor, use_cache: bool, output_hidden_states: bool, **past: Any
+    ) -> Any:
+        (name,) = past
+        assert name in inspect.signature(self.forward).parameters
+        assert use_cache
+        assert output_hidden_states
+        start = past[name] or 0
+        end = start + ids.shape[1]
+        assert ids[0].tolist() == list(range(start, end))
+        added, layers = CHANGES[self.attention]
+        logits = torch.tensor([[3.0, 4.0], [0.0, 5.0]]) + torch.tensor(added)
+        state = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+        states = [state, *(state * (1 + change) for change in layers)]
+        outputs = {
+            "logits": logits[None, start:end],
+            "hidden_states": tuple(x[None, start:end] for x in states),
+            name: end,
+        }
+        return type("Output", (dict,), {"__getattr__": dict.__getitem__})(outputs)
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.attention = name
+
+
+class RenamedCache(Model):
+    def forward(self, ids: Tensor, cache: int | None = None) -> None: ...  # type: ignore[override]
+
+
+@pytest.mark.parametrize("model", [Model, RenamedCache])
+def test_compare_measures_the_change(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch, model: type[Model]
 ) -> None:
-    class Model:
-        logits = torch.tensor([[3.0, 4.0], [0.0, 5.0]])
+    monkeypatch.setattr(example, "register", lambda: None)
+    monkeypatch.setattr(example, "CHUNK", 1)
+    int4, fp8 = example.compare(model(), torch.arange(2)[None])
+    assert [int4.arm, fp8.arm] == list(example.ARMS.values())
+    assert int4.rmse == pytest.approx(0.2)  # sqrt(2) of sqrt(50)
+    assert int4.cosine == pytest.approx(49 / 50)
+    assert int4.same_choice == 0.5
+    assert int4.by_position == pytest.approx([2**0.5 / 5, 0])
+    assert int4.by_layer == pytest.approx([0.1, 0.2])
+    assert fp8.by_position == pytest.approx([0, 1])
+    assert fp8.by_layer == pytest.approx([0, 0.5])
+    assert fp8.same_choice == 1
 
-        def __call__(self, ids: Tensor) -> SimpleNamespace:
-            return SimpleNamespace(logits=self.logits)
 
-        def set_attn_implementation(self, name: str) -> None:
-            assert name == "wlib_int4"
-            self.logits = torch.tensor([[4.0, 3.0], [0.0, 5.0]])
-
-    monkeypatch.setattr(example, "register", lambda: "wlib_int4")
-    found = example.compare(Model(), torch.zeros(2))
-    assert found["relative RMSE"] == pytest.approx(0.2)  # sqrt(2) of sqrt(50)
-    assert found["cosine"] == pytest.approx(49 / 50)
-    assert found["same first choice"] == 0.5
+def test_it_draws_and_prints_the_errors(
+    example: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(example, "CHUNK", 2)
+    results = [
+        example.Result("INT4", 0.125, 0.99, 0.75, [0.1, 0.2, 0.3], [0.2, 0.4]),
+        example.Result("FP8", 0.0625, 0.999, 0.875, [0.01, 0.02, 0.04], [0.1, 0.05]),
+    ]
+    left, right = example.plot(results, "a model", tmp_path / "attention.svg").axes
+    assert "a model with" in left.figure.get_suptitle()
+    assert "<svg" in (tmp_path / "attention.svg").read_text()[:1000]
+    int4, fp8, _ = (list(line.get_ydata()) for line in left.lines)
+    assert int4 == pytest.approx([10, 20, 30])
+    assert fp8 == pytest.approx([1, 2, 4])
+    assert list(left.lines[2].get_xdata()) == [2, 2]  # where the second chunk begins
+    assert [list(line.get_xdata()) for line in right.lines] == [[1, 2], [1, 2]]
+    assert [list(line.get_ydata()) for line in right.lines] == [[20, 40], [10, 5]]
+    for axes in (left, right):
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == ["INT4", "FP8"]
+    tiny = SimpleNamespace(config=SimpleNamespace(vocab_size=9), to=lambda device: tiny)
+    monkeypatch.setattr(example, "small_llama", lambda: tiny)
+    monkeypatch.setattr(example, "compare", lambda model, ids: results)
+    example.main(["--device", "cpu", "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/transformers_attention.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert all(number in printed for number in ("0.12500", "0.99900", "0.87500"))

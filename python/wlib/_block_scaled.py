@@ -20,12 +20,9 @@ def serves(device: torch.device) -> bool:
     return f"sm_{found.major}{found.minor}a, mode block_scaled" in _ROWS
 
 
-def swizzled(scales: Tensor) -> Tensor:
-    """Scales of [R, C] blocks in the 128x4 order, padded with zeros; 8-bit, of any dtype."""
-    rows, columns = scales.shape
-    padded = F.pad(scales.view(torch.uint8), (0, -columns % 4, 0, -rows % 128))
-    atoms = padded.view(padded.shape[0] // 128, 4, 32, padded.shape[1] // 4, 4)
-    return atoms.permute(0, 3, 2, 1, 4).reshape(padded.shape).view(scales.dtype)
+def scale_shape(rows: int, per_row: int) -> tuple[int, int]:
+    """Shape in the 128x4 order of [rows, per_row] scales."""
+    return -(-rows // 128) * 128, -(-per_row // 4) * 4
 
 
 def multiply(
@@ -34,14 +31,17 @@ def multiply(
     alpha: float,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    """alpha a b^T [M, N] of codes, row-major scales and global scales; N may be any."""
-    n = b[0].shape[0]
-    codes = F.pad(b[0], (0, 0, 0, -n % (_OUT_BYTES // out_dtype.itemsize)))
+    """alpha a b^T [M, N] of codes, scales in the 128x4 order and global scales; N may be any."""
+    codes = b[0]
+    n = codes.shape[0]
+    # Scales of these rows are there: the order pads to 128 rows. F.pad by nothing would copy.
+    if below := -n % (_OUT_BYTES // out_dtype.itemsize):
+        codes = F.pad(codes, (0, 0, 0, below))
     y: Tensor = torch.ops.wlib.fp4_matmul(
         a[0],
-        swizzled(a[1]),
+        a[1],
         codes,
-        swizzled(b[1]),
+        b[1],
         a[2],
         b[2],
         alpha=alpha,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._block_scaled import scale_shape
 from .errors import check_device, check_dtype, check_shape, refuse, typed_error
 
 _QUANTIZE = "wlib.fp4_quantize"
@@ -81,7 +82,7 @@ class FP4Tensor:
         mx = self.format == "mxfp4"
         check_dtype(_TENSOR, "scales", scales, torch.uint8 if mx else torch.float8_e4m3fn)  # type: ignore[arg-type]
         rows, per_row = self.shape[0], self.shape[1] // self.block_size
-        shape = [-(-rows // 128) * 128, -(-per_row // 4) * 4] if self.swizzled else [rows, per_row]
+        shape = scale_shape(rows, per_row) if self.swizzled else (rows, per_row)
         check_shape(_TENSOR, "scales", scales, shape)  # type: ignore[arg-type]
         if not mx:
             check_dtype(_TENSOR, "global_scale", self.global_scale, torch.float32)  # type: ignore[arg-type]
@@ -129,21 +130,23 @@ class FP4Tensor:
 
     def _block_scales(self) -> Tensor:
         """Scales as float32 [R, C / block_size]."""
-        scales = self._row_major_scales()
+        scales = row_major_scales(self)
         if self.format == "nvfp4":
             return scales.float()
         exponent = scales.int() - 127
         return torch.where(exponent == 128, torch.nan, torch.exp2(exponent.double())).float()
 
-    def _row_major_scales(self) -> Tensor:
-        assert self.scales is not None
-        if not self.swizzled:
-            return self.scales
-        rows, per_row = self.shape[0], self.shape[1] // self.block_size
-        padded_rows, padded = self.scales.shape
-        atoms = self.scales.view(torch.uint8).view(padded_rows // 128, padded // 4, 32, 4, 4)
-        scales = atoms.permute(0, 3, 2, 1, 4).reshape(padded_rows, padded)
-        return scales[:rows, :per_row].contiguous().view(self.scales.dtype)
+
+def row_major_scales(q: FP4Tensor) -> Tensor:
+    """The scales of packed codes [R, C], one row per row; a copy where they are swizzled."""
+    assert q.scales is not None
+    if not q.swizzled:
+        return q.scales
+    rows, per_row = q.shape[0], q.shape[1] // q.block_size
+    padded_rows, padded = q.scales.shape
+    atoms = q.scales.view(torch.uint8).view(padded_rows // 128, padded // 4, 32, 4, 4)
+    scales = atoms.permute(0, 3, 2, 1, 4).reshape(padded_rows, padded)
+    return scales[:rows, :per_row].contiguous().view(q.scales.dtype)
 
 
 def fp4_quantize(

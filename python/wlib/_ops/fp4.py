@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _load  # noqa: F401  registers torch.ops.wlib
+from .._block_scaled import scale_shape
 
 
 def _fp4_side(
@@ -23,7 +24,7 @@ def _fp4_side(
     scale_type, block = (torch.uint8, 32) if format == "mxfp4" else (torch.float8_e4m3fn, 16)
     carrier_type = torch.float8_e5m2 if carrier == "e5m2" else torch.float8_e4m3fn
     scales = columns // block
-    shape = (-(-rows // 128) * 128, -(-scales // 4) * 4) if swizzle else (rows, scales)
+    shape = scale_shape(rows, scales) if swizzle else (rows, scales)
     outputs: list[tuple[bool, tuple[int, ...], torch.dtype]] = [
         (packed, (rows, columns // 2), torch.uint8),
         (packed, shape, scale_type),

@@ -3,6 +3,7 @@
 They are made of the ops of family fp4, so they run where those do. Operands are the six tensors of
 `fp4_quantize`: codes, scales, global_scale, carrier, row_scale, mask, absent ones of shape [0]. A
 matrix in FP8 is one with a carrier and a row scale alone; what is multiplied in BF16 has none.
+Where mode "block_scaled" multiplies, scales have its order from the quantiser on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _block_scaled
-from ..fp4 import FP4Tensor
+from ..fp4 import FP4Tensor, row_major_scales
 from ..fp4_recipe import FP4Recipe, from_text
 
 _CODES, _SCALES, _GLOBAL, _CARRIER, _ROW_SCALE, _MASK = range(6)
@@ -60,6 +61,7 @@ def quantize_operand(matrix: Tensor, recipe: FP4Recipe, square: bool = False) ->
         hadamard=recipe.hadamard,
         carrier="e4m3" if _takes_carriers(recipe, matrix.device) else "none",
         mask=recipe.mask,
+        swizzle=_block_scaled.serves(matrix.device),
         square=square,
     )
     return six
@@ -188,10 +190,13 @@ def _fake(
     if saves_transposed(chosen):
         unit = Backward(chosen, rng, k).unit(chosen.wgrad_hadamard)
         rows, columns = columns, -(-m // unit) * unit
+    scales = rows, columns // (16 if nv else 32)
+    if _block_scaled.serves(x.device):
+        scales = _block_scaled.scale_shape(*scales)
     return (
         y,
         octets(rows, columns // 2),
-        octets(rows, columns // (16 if nv else 32)),
+        octets(*scales),
         octets(4) if nv else octets(0),
         octets(rows, columns // 8) if chosen.mask else octets(0),
     )
@@ -225,6 +230,7 @@ class Backward:
             "signs": self._signs(hadamard),
             "packed": not carriers,
             "carrier": ("e5m2" if of_dy else "e4m3") if carriers else "none",
+            "swizzle": _block_scaled.serves(self.rng.device),
             "rounding": recipe.grad_rounding if random else "nearest",
             "seed": self.rng if random else None,
             "offset": offset,
@@ -290,8 +296,8 @@ class Backward:
 
 
 def _padded_scales(packed: FP4Tensor, rows: int) -> Tensor:
-    assert packed.scales is not None
-    return padded(packed.scales.view(torch.uint8), rows=rows).view(packed.scales.dtype)
+    scales = row_major_scales(packed)  # the one order that is read to requantise
+    return padded(scales.view(torch.uint8), rows=rows).view(scales.dtype)
 
 
 class Operand:
@@ -305,7 +311,9 @@ class Operand:
         """Codes and scales."""
         six = self.six
         global_scale = six[_GLOBAL] if there(six[_GLOBAL]) else None
-        return FP4Tensor(self.recipe.format, six[_CODES], six[_SCALES], global_scale)
+        codes, scales = six[_CODES], six[_SCALES]
+        swizzled = _block_scaled.serves(codes.device)
+        return FP4Tensor(self.recipe.format, codes, scales, global_scale, swizzled=swizzled)
 
     def values(self) -> Tensor:
         """float32 [R, C], or the plain matrix."""
