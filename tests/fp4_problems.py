@@ -114,11 +114,13 @@ def random_signs(rng: np.random.Generator, size: int) -> Array:
     return rng.choice(np.array([-1, 1], np.int8), size)
 
 
-def packed(rng: np.random.Generator, rows: int, columns: int, format: str = "mxfp4") -> list[Any]:
+def packed(
+    rng: np.random.Generator, rows: int, columns: int, format: str = "mxfp4", scale: float = 1
+) -> list[Any]:
     """A packed matrix [rows, columns] of a format."""
-    x = torch.from_numpy(draw(rng, np.float32, rows, columns, spread=6))
+    x = scale * torch.from_numpy(draw(rng, np.float32, rows, columns, spread=6))
     out = torch.ops.wlib.fp4_quantize(
         x, format=format, scale_rule="even" if format == "mxfp4" else "amax"
     )
-    codes, scales, scale = (as_bytes(tensor) for tensor in out[:3])
-    return [codes, scales, scale if format == "nvfp4" else None]
+    codes, scales, global_scale = (as_bytes(tensor) for tensor in out[:3])
+    return [codes, scales, global_scale if format == "nvfp4" else None]

@@ -20,6 +20,9 @@ def make_cases() -> Cases:
         signs = random_signs(rng, 128)
         wide = {"hadamard": 128, "signs": signs}
         ragged = draw(rng, np.uint16, 37, 288, spread=30)
+        near = draw(rng, np.uint16, 64, 160, spread=3)  # no scale below a window
+        near[5, 40] = 0x7FC0  # NaN
+        near[:, 96:128] = 0
         square = draw(rng, np.float32, 160, 160, spread=3)
         columns = draw(rng, np.float32, 32, 35)
         cases += [
@@ -34,6 +37,14 @@ def make_cases() -> Cases:
                                             "seed": np.array(1)}, options),
             QuantizeCase(packed(rng, 96, 64), {"carrier": "e5m2"}, options, "columns"),
             HadamardCase(draw(rng, np.uint16, 40, 128), 128, options, signs),
+            QuantizeCase([np.full((8, 32), -0.0, np.float32)], {"hadamard": 32}, options),
+            QuantizeCase([near], {"carrier": "e4m3", "hadamard": 32}, options, "both"),
+            QuantizeCase([near[:, :128]], {"carrier": "e5m2", "packed": False, "hadamard": 64,
+                                           "signs": signs[:64], "scale_rule": "floor"}, options),
+            QuantizeCase([draw(rng, np.float16, 128, 40)], {**wide, "scale_rule": "quest"},
+                         options, "columns"),
+            QuantizeCase(packed(rng, 128, 64, scale=64), {**wide, "carrier": "e4m3"},
+                         options, "columns"),
         ]  # fmt: skip
     return {"sim_fp4.cpp": cases}
 

@@ -21,7 +21,7 @@ void rotate_block(float* data, const float* signs) {
   if constexpr (kSize >= 32) hadamard_stage<16>(x);
   if constexpr (kSize >= 64) hadamard_stage<32>(x);
   if constexpr (kSize >= 128) hadamard_stage<64>(x);
-  for (int i = 0; i < kSize; ++i) data[i] = x[i] * hadamard_scale(kSize);
+  for (int i = 0; i < kSize; ++i) data[i] = x[i] * hadamard_scale(kSize) + 0.0f;
 }
 
 void rotate(float* x, int64_t count, int size, const float* signs) {

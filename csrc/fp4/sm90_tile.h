@@ -178,7 +178,7 @@ WLIB_DEVICE void rotate(int size, float (&x)[kUnit]) {
   if (size >= 128) hadamard_stage_across(2, x);
   const float scale = hadamard_scale(size);
   WLIB_UNROLL
-  for (int i = 0; i < kUnit; ++i) x[i] *= scale;
+  for (int i = 0; i < kUnit; ++i) x[i] = fmaf(x[i], scale, 0.0f);
 }
 
 }  // namespace wlib::fp4

@@ -1,4 +1,8 @@
-"""FP4 quantisation, requantised transposes and rotations on the GPU: the bits of the CPU."""
+"""FP4 quantisation, requantised transposes and rotations on the GPU: the bits of the CPU.
+
+Where tensor cores rotate (16-bit and packed sources, sizes of 32 and more) they add in another
+order, and few bits differ.
+"""
 
 from typing import Any
 
@@ -54,6 +58,35 @@ def assert_same(op: Any, *operands: Any, **arguments: Any) -> None:
             assert torch.equal(a.cpu().view(torch.uint8), b.view(torch.uint8))
 
 
+def moved(got: Tensor, expected: Tensor) -> float:
+    """The share of bytes that differ."""
+    differs = got.cpu().view(torch.uint8) != expected.view(torch.uint8)
+    return float(differs.double().mean()) if differs.numel() else 0.0
+
+
+def assert_close(op: Any, *operands: Any, **arguments: Any) -> None:
+    """At most one code in 10000 differs, and then by a step; or all of a block, with its scale."""
+    expected = op(*operands, **arguments)
+    cuda = [value.cuda() if isinstance(value, Tensor) else value for value in operands]
+    on_gpu = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in arguments.items()}
+    got = op(*cuda, **on_gpu)
+    for i in range(0, len(got), 6):
+        codes, scales, global_scale, carrier, row_scale, mask = got[i : i + 6]
+        torch.testing.assert_close(
+            global_scale.cpu(), expected[i + 2], rtol=1e-5, atol=0, equal_nan=True
+        )
+        assert moved(row_scale, expected[i + 4]) <= 1e-3
+        assert moved(scales, expected[i + 1]) <= 1e-3
+        for bytes_, reference in ((codes, expected[i]), (carrier, expected[i + 3])):
+            assert moved(bytes_, reference) <= 2e-3
+        assert moved(mask, expected[i + 5]) <= 2e-3
+        if codes.numel() and moved(scales, expected[i + 1]) == 0:
+            nibbles = [torch.stack([c & 15, c >> 4]).int() for c in (codes.cpu(), expected[i])]
+            assert float((nibbles[0] != nibbles[1]).double().mean()) <= 1e-4
+            place = [torch.where(n < 8, n, 8 - n) for n in nibbles]  # -7 .. 7
+            assert int((place[0] - place[1]).abs().max()) <= 1
+
+
 def spread(rows: int, columns: int) -> Tensor:
     """Gaussian blocks of 32 x 32 whose magnitudes span 40 binades."""
     exponents = torch.randint(-40, 1, (rows // 32, columns // 32)).float()
@@ -68,7 +101,8 @@ def test_both_sides(case: str, size: int) -> None:
     torch.manual_seed(size)
     for i, shape in enumerate(SHAPES):
         x = spread(*shape).to(FLOATS[i])
-        assert_same(torch.ops.wlib.fp4_quantize, x, axis="both", **arguments_of(case, size))
+        check = assert_close if size >= 32 and x.dtype != torch.float32 else assert_same
+        check(torch.ops.wlib.fp4_quantize, x, axis="both", **arguments_of(case, size))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -78,7 +112,8 @@ def test_requantised_transpose(case: str) -> None:
     for old in (plain, NV):
         codes, scales, scale = torch.ops.wlib.fp4_quantize(spread(1152, 640), **old)[:3]
         operands = (codes, scales, scale if old else None)
-        assert_same(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 128))
+        assert_close(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 128))
+        assert_same(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 16))
 
 
 @pytest.mark.parametrize("columns", [1, 35, 257])
@@ -88,7 +123,8 @@ def test_any_rows_and_columns(columns: int) -> None:
         x = torch.randn(96, columns).to(dtype)
         assert_same(torch.ops.wlib.fp4_quantize, x, axis="columns", carrier="e4m3")
         wide = torch.randn(columns, 200).to(dtype)[:, 3:131]
-        assert_same(torch.ops.wlib.fp4_quantize, wide, hadamard=64)
+        check = assert_same if dtype == torch.float32 else assert_close
+        check(torch.ops.wlib.fp4_quantize, wide, hadamard=64)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 0.0, 1e-42, 1e38])

@@ -1,5 +1,6 @@
 // The orthonormal Hadamard transform (Sylvester's order) of 16, 32, 64 or 128 values: entries +-1,
-// sums in FP32 in the order of the butterfly, then one product with 1 / sqrt(size).
+// sums in FP32 in the order of the butterfly, then one product with 1 / sqrt(size). A zero is
+// positive, as in a sum that begins with 0.
 #pragma once
 
 #include "wlib/platform.h"

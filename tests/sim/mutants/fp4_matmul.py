@@ -7,7 +7,8 @@ from sim.planting import Mutant
 KERNEL = "csrc/fp4/sm90_matmul.h"
 CONFIG = "csrc/fp4/sm90_matmul_config.h"
 STORE = "csrc/fp4/sm90_matmul_store.h"
-CODES = "csrc/fp4/sm90_codes.h"
+EXPAND = "csrc/fp4/sm90_expand.h"
+VOTE = "csrc/fp4/sm90_vote.h"
 SCALES = "csrc/fp4/sm90_scales.h"
 
 
@@ -79,7 +80,7 @@ MUTANTS = [
     mutant(
         "signs of even codes for odd ones",
         "numerics",
-        CODES,
+        EXPAND,
         "(even, codes, 0x5140)",
         "(codes, even, 0x5140)",
     ),
@@ -128,9 +129,9 @@ MUTANTS = [
         "% kHalves * 2 + r",
         "% kHalves + 2 * r",
     ),
-    mutant("sign of a code as a magnitude", "numerics", CODES, "codes & 0x77777777u", "codes"),
-    mutant("codes j and j + 4 confused", "numerics", CODES, "(4 * j - 6)", "(4 * j - 2)"),
-    mutant("votes read before they are cast", "smem-race", CONFIG, "  sm90::block_sync();\n", ""),
+    mutant("sign of a code as a magnitude", "numerics", EXPAND, "codes & 0x77777777u", "codes"),
+    mutant("odd codes as even ones", "numerics", EXPAND, "0x00f000f0u", "0x000f000fu"),
+    mutant("votes read before they are cast", "smem-race", VOTE, "  sm90::block_sync();\n", ""),
     mutant(
         "wide scales folded all the same",
         "numerics",
