@@ -39,7 +39,7 @@ struct StoredUnits {
   WLIB_DEVICE void load(const QuantizeParams& p, Place place) {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (place.inside(p)) {
+      if (place.inside()) {
         codes[round] = *reinterpret_cast<const uint4*>(p.out.codes + uint64_t(place.at) / 2);
         scale[round] = scale_of<kMxBlock>(p, place);
         top[round] = p.row_largest[place.row];
@@ -61,7 +61,7 @@ struct StoredUnits {
   WLIB_DEVICE void fold(const QuantizeParams& p, Place place) const {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (place.inside(p)) {
+      if (place.inside()) {
         const Window window(p, top[round]);
         const uint4 c = codes[round];
         const uint32_t raised = larger(scale[round], uint32_t(window.floor));
@@ -80,7 +80,7 @@ WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
     taken.take(p, s, round);
     Place place = taken_place(p, s.corner);
     if (round > 0) place.to_next_round(p);
-    if (!place.inside(p)) continue;
+    if (!place.inside()) continue;
     const Window window(p, p.row_largest[place.row]);
     uint32_t words[kUnit / 8];
     const uint32_t scale = quantize_mx(p, place, taken, uint32_t(window.floor), words);
@@ -93,10 +93,11 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
   const Corner corner = own_corner(l.side[0]);
-  const auto place = [&](int i) { return place_of(l.side[i], corner, Unit(0)); };
+  const auto place_on = [&](int i) { return place_of(l.side[i], corner, Unit(0)); };
+  const Place first = place_on(0), second = l.sides == 2 ? place_on(1) : first;
   StoredUnits units[2];
-  units[0].load(l.side[0], place(0));
-  if (l.sides == 2) units[1].load(l.side[1], place(1));
+  units[0].load(l.side[0], first);
+  if (l.sides == 2) units[1].load(l.side[1], second);
   bool below = units[0].below(l.side[0]);
   if (l.sides == 2) below |= units[1].below(l.side[1]);
   if (any_thread(below, s.votes)) {
@@ -104,8 +105,8 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
     WLIB_NO_UNROLL
     for (int i = 0; i < l.sides; ++i) quantize_again(l.side[i], s);
   } else {
-    units[0].fold(l.side[0], place(0));
-    if (l.sides == 2) units[1].fold(l.side[1], place(1));
+    units[0].fold(l.side[0], first);
+    if (l.sides == 2) units[1].fold(l.side[1], second);
   }
 }
 

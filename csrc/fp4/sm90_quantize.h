@@ -99,7 +99,7 @@ WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& ta
 
 WLIB_DEVICE void quantize_nv(const QuantizeParams& p, Place place, uint32_t largest,
                              const float (&x)[kNvBlock]) {
-  if (!place.inside(p)) return pad_scales<kNvBlock>(p, place);
+  if (!place.inside()) return pad_scales<kNvBlock>(p, place);
   const float global_scale = *p.global_scale;
   const float to_global = global_scale > 0 ? 1 / global_scale : 0;
   uint8_t scale = nv_scale(x, largest, p.rule, nv_divisor(p.rounding), to_global);
@@ -148,7 +148,7 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
     taken.take(p, s, round);
-    const bool inside = place.inside(p);
+    const bool inside = place.inside();
     uint32_t words[kUnit / 8], scale = 0;
     if (inside)
       scale = quantize_mx(p, place, taken, 0, words);
@@ -157,7 +157,7 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
     if (p.window) {
       const uint32_t largest = largest_of_lanes(scale == kE8M0NaN ? 0 : scale, 1, kUnits);
       if (sm90::lane_index() % kUnits == 0 && inside)
-        p.tile_largest[place.column / kTile * p.rows() + place.row] = largest;
+        p.tile_largest[uint32_t(place.column) / kTile * uint32_t(p.rows()) + place.row] = largest;
     }
     place.to_next_round(p);
   }
@@ -176,7 +176,7 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
       float block[kNvBlock];
       take_block<0>(taken.x, block);
       const uint32_t square = i == 0 ? squares.first : squares.second;
-      quantize_nv(p, i == 0 ? place : place.second_block(),
+      quantize_nv(p, i == 0 ? place : place.second_block(p),
                   p.square ? square : largest_magnitude(block, 1), block);
       WLIB_UNROLL
       for (int j = 0; j < kNvBlock; ++j) taken.x[j] = taken.x[j + kNvBlock];

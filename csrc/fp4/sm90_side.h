@@ -38,17 +38,20 @@ WLIB_DEVICE bool has_halves(const Source& s) { return s.x && s.x_type == FloatTy
 // Where a unit, or a block of it, begins in the quantised matrix.
 struct Place {
   int row, column;
+  int end;     // of the rows, or 0 where the columns have ended
   int64_t at;  // its first value's number
 
   WLIB_DEVICE Place(const QuantizeParams& p, int row_, int column_)
-      : row(row_), column(column_), at(row * p.columns() + column) {}
-  WLIB_DEVICE bool inside(const QuantizeParams& p) const {
-    return row < int(p.rows()) && column < int(p.columns());
-  }
-  WLIB_DEVICE Place second_block() const {
+      : row(row_),
+        column(column_),
+        end(column < int(p.columns()) ? int(p.rows()) : 0),
+        at(row * p.columns() + column) {}
+  WLIB_DEVICE bool inside() const { return row < end; }
+  WLIB_DEVICE Place second_block(const QuantizeParams& p) const {
     Place next = *this;
     next.column += kNvBlock;
     next.at += kNvBlock;
+    if (next.column >= int(p.columns())) next.end = 0;
     return next;
   }
   WLIB_DEVICE void to_next_round(const QuantizeParams& p) {

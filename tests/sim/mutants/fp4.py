@@ -95,15 +95,15 @@ MUTANTS = [
         "rows beyond the last one written",
         "global-bounds",
         SIDE,
-        "return row < int(p.rows()) && column",
-        "return column",
+        "? int(p.rows()) : 0)",
+        "? 1 << 30 : 0)",
     ),
     mutant(
         "columns beyond the row written",
         "global-race",
         SIDE,
-        "row < int(p.rows()) && column < int(p.columns())",
-        "row < int(p.rows())",
+        "end(column < int(p.columns()) ? int(p.rows()) : 0)",
+        "end(int(p.rows()))",
     ),
     mutant(
         "scales of rows beyond the last one",
@@ -116,7 +116,7 @@ MUTANTS = [
         "all tiles of a row in one place",
         "global-race",
         QUANTIZE,
-        "place.column / kTile * p.rows() + place.row",
+        "uint32_t(place.column) / kTile * uint32_t(p.rows()) + place.row",
         "place.row",
     ),
     mutant(
