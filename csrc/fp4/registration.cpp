@@ -44,8 +44,8 @@ WLIB_EXPORT const char* wlib_fp4_dispatch() {
   static const std::string quantizer =
       std::string("cpu: one row, or 32 columns, at a time\n") +
       WLIB_CUDA_ROWS(quantize_cuda_rows(
-          "sm90_quantize, tiles of 128 x 128; before it, for a window or a global scale, sm90_scan "
-          "and sm90_join"));
+          "sm90_quantize, tiles of 128 x 128; with a window then sm90_join and sm90_fold, for a "
+          "global scale first sm90_scan and sm90_join"));
   static const std::string table = dispatch_table({
       {"fp4_quantize", quantizer},
       {"fp4_requantize_t", quantizer},

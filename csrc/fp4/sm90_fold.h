@@ -88,7 +88,7 @@ WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
   }
 }
 
-WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();

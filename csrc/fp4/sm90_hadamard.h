@@ -22,7 +22,7 @@ WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, FloatTile&
   }
 }
 
-WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
   start();
   auto& s = sm90::dynamic_smem<QuantizeSmem>();

@@ -186,7 +186,7 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
 }
 
 template <bool kMx>
-WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 quantize_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();

@@ -27,7 +27,7 @@ WLIB_DEVICE void scan_side(const QuantizeParams& p, QuantizeSmem& s) {
   p.tile_largest[sm90::block_index_x()] = largest;
 }
 
-WLIB_KERNEL_RESIDENT(kTileThreads, 2)
+WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 scan_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();

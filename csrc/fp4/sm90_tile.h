@@ -15,6 +15,12 @@ namespace wlib::fp4 {
 constexpr int kTile = kQuantizeTile;
 constexpr int kTileThreads = 256;
 constexpr int kTileWarps = kTileThreads / sm90::kWarpThreads;
+// Per SM, which sm_120's shared memory is too small for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kTileCtas = 1;
+#else
+constexpr int kTileCtas = 2;
+#endif
 constexpr int kUnit = 32;                           // values of a thread
 constexpr int kUnits = kTile / kUnit;               // in a line
 constexpr int kLinesAtOnce = 8;                     // of a warp
