@@ -75,11 +75,15 @@ def test_cosines(name: str, heavy: bool) -> None:
         for name, recipe in RECIPES.items()
         for switch in ({}, *SWITCHES)
         if recipe.requantize_x or "forward" not in switch  # else there is no such recipe
+    ]
+    + [
+        ("wlib", {"hadamard": 0, "requantize_x": False, **switch})
+        for switch in ({}, {"wgrad_hadamard": 32}, {"dgrad": "bf16"})
     ],
     ids=str,
 )
 def test_every_product_is_one_that_the_gpu_has_a_kernel_for(
-    name: str, switch: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    name: str, switch: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two carriers or two packed matrices, rows of a multiple of 32; docs/design/fp4_matmul.md."""
     seen = []

@@ -245,7 +245,10 @@ class Backward:
         """dY along N and, transposed, along the tokens, each where its matmul is in FP4."""
         recipe = self.recipe
         sizes = recipe.dgrad_hadamard, recipe.wgrad_hadamard
-        if recipe.dgrad == recipe.wgrad == "fp4" and sizes[0] == sizes[1]:
+        # What is saved transposed is packed, and both operands of a matmul are of one kind.
+        of_wgrad = {"packed": True, "carrier": "none"} if saves_transposed(recipe) else {}
+        together = sizes[0] == sizes[1] and not (of_wgrad and _takes_carriers(recipe, dy.device))
+        if recipe.dgrad == recipe.wgrad == "fp4" and together:
             unit = self.unit(sizes[0])
             both = torch.ops.wlib.fp4_quantize(
                 padded(dy, unit, unit), axis="both", **self._options(sizes[0], _DY)
@@ -259,7 +262,7 @@ class Backward:
         if recipe.wgrad == "fp4":
             matrix = padded(dy, rows=self.unit(sizes[1]))
             columns = torch.ops.wlib.fp4_quantize(
-                matrix, axis="columns", **self._options(sizes[1], _DY)
+                matrix, axis="columns", **(self._options(sizes[1], _DY) | of_wgrad)
             )
         return rows, columns
 
