@@ -101,6 +101,16 @@ def test_fp4_matmuls_do_not_wait_more_than_they_say(kernels: dict[str, Kernel]) 
         assert kernel.alu <= (100 if packed else 10), name
 
 
+def test_rotations_share_sums_of_their_first_pairs(kernels: dict[str, Kernel]) -> None:
+    """Of 8 k steps times 16 columns; two types, rows and columns. Each column more of the first
+    four steps that is not shared would be a product of tensor cores more."""
+    shared = 2 + 4 + 8 + 8
+    products = 2 * 2 * (shared + 4 * 16)
+    copies = {"quantize_kernel<true>": 1, "quantize_kernel<false>": 2, "scan_kernel": 1,
+              "fold_kernel": 1}  # of nvfp4 also before the squares are known  # fmt: skip
+    assert {n: kernels[f"fp4::{n}"].mma / products for n in copies} == copies
+
+
 def test_quantisers_leave_room_for_a_thousand_threads(kernels: dict[str, Kernel]) -> None:
     found = {name: k for name, k in kernels.items() if name.startswith("int4fp8::quantize_kernel<")}
     assert len(found) == 3 * 3  # inputs, types

@@ -25,7 +25,7 @@ BUDGET = Path(__file__).resolve().parents[1] / "tests" / "machine_code.toml"
 CUOBJDUMP = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "cuobjdump"
 HEADER = """\
 # What the machine code of every kernel holds; written by `python tools/machine_code.py --update`.
-# Exact: registers, wgmma, bulk_copies, tensor_copies. Upper bounds: everything else.
+# Exact: registers, wgmma, mma, bulk_copies, tensor_copies. Upper bounds: everything else.
 """
 
 # By pipe, without what follows the first dot. Decoding weights fills the ALU pipe; the FMA pipe has
@@ -35,6 +35,7 @@ ALU = {"BMSK", "FLO", "FMNMX", "FSEL", "FSETP", "IABS", "IADD3", "IMNMX", "ISETP
        "VIMNMX"}  # fmt: skip
 FMA = {"FADD", "FFMA", "FMUL", "IMAD", "HADD2", "HFMA2", "HMUL2"}
 WGMMA = {"BGMMA", "HGMMA", "IGMMA", "QGMMA"}
+MMA = {"BMMA", "HMMA", "IMMA", "QMMA"}
 
 INSTRUCTION = re.compile(
     r"^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(?P<name>[A-Z][\w.]*)\s*(?P<rest>[^;]*);",
@@ -58,14 +59,17 @@ class Instruction:
 class Kernel:
     """Counts of one kernel.
 
-    Bytes: stack, local. Per thread: registers. All others are instructions, of the whole kernel or,
-    for loop, alu and fma, of its main loop: the shortest one around all wgmmas, if there is one.
+    Bytes: stack, local. Per thread: registers. All others are instructions, of the whole kernel
+    (size: all of them; mma: products of single warps) or, for loop, alu and fma, of its main loop:
+    the shortest one around all wgmmas, if there is one.
     Step: one pass of the shortest loop around any wgmma, without what branches forward skip. Waits
     are for wgmmas: more than the source asks for means that ptxas has serialised them.
     """
 
+    size: int
     registers: int
     wgmma: int
+    mma: int
     bulk_copies: int
     tensor_copies: int
     stack: int
@@ -78,7 +82,7 @@ class Kernel:
     step: int
 
 
-EXACT = ("registers", "wgmma", "bulk_copies", "tensor_copies")
+EXACT = ("registers", "wgmma", "mma", "bulk_copies", "tensor_copies")
 COLUMNS = tuple(field.name for field in fields(Kernel))
 
 
@@ -136,8 +140,10 @@ def count(code: list[Instruction], registers: int, stack: int, local: int) -> Ke
     bases = Counter(i.base for i in code)
     loop = main_loop(code)
     return Kernel(
+        size=len(code) - bases["NOP"],
         registers=registers,
         wgmma=sum(bases[name] for name in WGMMA),
+        mma=sum(bases[name] for name in MMA),
         bulk_copies=bases["UBLKCP"],
         tensor_copies=bases["UTMALDG"],
         stack=stack,
