@@ -10,6 +10,7 @@
 #include "torch/checks.h"
 #include "torch/empty.h"
 #include "torch/stream.h"
+#include "torch/summed_type.h"
 
 namespace wlib::rebuild {
 namespace {
@@ -54,12 +55,6 @@ std::vector<size_t> check_counts(const Checker& check, const Arguments& a) {
   return first;
 }
 
-FloatType any_float(const Checker& check, const Tensor& t, ScalarType type,
-                    const std::string& argument) {
-  if (type == ScalarType::Double && t.is_cpu()) return FloatType::kFloat64;
-  return check.floating(type, argument.c_str());
-}
-
 // The checks of layer `index`, whose operands start at `first`.
 class LayerParser {
  public:
@@ -72,7 +67,7 @@ class LayerParser {
     const Tensor& lead = operand(0);
     check_.require(lead.is_cpu() || lead.is_cuda(), name(0).c_str(), "operands on cpu or cuda",
                    [&] { return Checker::device_text(lead); });
-    layer_.operand_type = any_float(check_, lead, lead.scalar_type(), name(0));
+    layer_.operand_type = summed_type(check_, lead, name(0).c_str());
     for (int i = 0; i < operand_count(layer_.form); ++i) check_operand(i);
     if (layer_.form == RebuildForm::kBlockAffine)
       parse_blocks();
@@ -157,7 +152,7 @@ class LayerParser {
   void parse_w0() {
     const Tensor& w0 = a_.w0[index_];
     const std::string argument = indexed("w0", index_);
-    layer_.w0_type = any_float(check_, w0, w0.scalar_type(), argument);
+    layer_.w0_type = summed_type(check_, w0, argument.c_str());
     check_.same_device(w0, argument.c_str(), a_.operands[0], "operands[0]");
     check_.contiguous(w0, argument.c_str());
     check_.require(
@@ -227,7 +222,7 @@ std::vector<Tensor> rebuild(std::vector<Tensor> w0, std::vector<Tensor> operands
   for (size_t i = 0; i < layers.size(); ++i) {
     const Tensor& like = a.w0.empty() ? a.operands[0] : a.w0[i];
     types.push_back(out_dtype.value_or(like.scalar_type()));
-    layers[i].out_type = any_float(check, like, types[i], "out_dtype");
+    layers[i].out_type = float_type_on(check, like, types[i], "out_dtype");
     check_rounding(check, a, types[i], "out_dtype");
   }
   std::vector<Tensor> out;
@@ -249,7 +244,7 @@ void rebuild_out(std::vector<Tensor> w0, std::vector<Tensor> operands, std::vect
       [&] { return "out of " + std::to_string(layers.size()) + " layers"; }, out.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     const std::string argument = indexed("out", i);
-    layers[i].out_type = any_float(check, out[i], out[i].scalar_type(), argument);
+    layers[i].out_type = summed_type(check, out[i], argument.c_str());
     check_rounding(check, a, out[i].scalar_type(), argument.c_str());
     check.shape(out[i], argument.c_str(), out_sizes(a, layers[i], i));
     check.same_device(out[i], argument.c_str(), operands[0], "operands[0]");
