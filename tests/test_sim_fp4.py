@@ -146,6 +146,51 @@ def test_a_block_at_either_side_of_the_window(window: int) -> None:
         assert case.run() == ([], True)
 
 
+PLAIN = {
+    "codes": {},
+    "e4m3": {"carrier": "e4m3"},
+    "e5m2 alone": {"carrier": "e5m2", "packed": False},
+    "window": {"carrier": "e4m3", "window": 2},
+}
+# One of these each, and the kernels for everything serve.
+NOT_PLAIN = {
+    "mask": {"mask": True},
+    "swizzled": {"swizzle": True, "carrier": "e4m3"},
+    "rule": {"scale_rule": "floor"},
+    "rounding": {"scale_rule": "three_quarters", "rounding": "stochastic", "seed": np.array(1)},
+    "small rotation": {"hadamard": 16, "signs": None},
+}
+
+
+@pytest.mark.parametrize("what", PLAIN | NOT_PLAIN)
+@pytest.mark.parametrize("size", [32, 128])
+def test_whole_tiles(what: str, size: int) -> None:
+    """Where the plain kernels serve, and where next to nothing keeps them from it."""
+    rng = np.random.default_rng(size)
+    arguments = {**rotation(rng, size), **(PLAIN | NOT_PLAIN)[what]}
+    x = draw(rng, np.uint16, 128, 256, spread=3)
+    as_torch(x)[5, 130] = torch.nan
+    x[:, 64:96] = 0
+    options = {"seed": size, "timing": TIMINGS[size % 3]}
+    for axis in ("rows", "both"):
+        assert QuantizeCase([x], arguments, options, axis).run() == ([], True)
+    for scale in (1, 64):
+        source = packed(rng, 128, 128, scale=scale)
+        assert QuantizeCase(source, arguments, options, "columns").run() == ([], True)
+
+
+def test_whole_tiles_that_are_not_aligned() -> None:
+    rng = np.random.default_rng(14)
+    arguments = rotation(rng, 32)
+    wide = draw(rng, np.uint16, 128, 132)
+    assert QuantizeCase([wide[:, 4:132]], arguments, {}).run() == ([], True)
+    assert QuantizeCase([wide[:, :128]], arguments, {}).run() == ([], True)
+    codes, scales, _ = packed(rng, 128, 128)
+    shifted = np.concatenate(([0], codes.ravel())).astype(np.uint8)[1:].reshape(codes.shape)
+    assert shifted.ctypes.data % 8
+    assert QuantizeCase([shifted, scales, None], arguments, {}, "columns").run() == ([], True)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("size", [16, 32, 64, 128])
 @pytest.mark.parametrize("value", [np.nan, np.inf, 6e4])

@@ -32,6 +32,7 @@ WLIB_DEVICE void store_carrier(const QuantizeParams& p, Place place, Window wind
 }
 
 // The units of a thread as the pass before has left them.
+template <bool kPlain>
 struct StoredUnits {
   uint4 codes[kRounds] = {};
   uint32_t scale[kRounds] = {}, top[kRounds] = {};
@@ -39,9 +40,9 @@ struct StoredUnits {
   WLIB_DEVICE void load(const QuantizeParams& p, Place place) {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (place.inside()) {
+      if (kPlain || place.inside()) {
         codes[round] = *reinterpret_cast<const uint4*>(p.out.codes + uint64_t(place.at) / 2);
-        scale[round] = scale_of<kMxBlock>(p, place);
+        scale[round] = scale_of<kMxBlock, kPlain>(p, place);
         top[round] = p.row_largest[place.row];
       }
       place.to_next_round(p);
@@ -61,11 +62,11 @@ struct StoredUnits {
   WLIB_DEVICE void fold(const QuantizeParams& p, Place place) const {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (place.inside()) {
+      if (kPlain || place.inside()) {
         const Window window(p, top[round]);
         const uint4 c = codes[round];
         const uint32_t raised = larger(scale[round], uint32_t(window.floor));
-        if (raised != scale[round]) scale_of<kMxBlock>(p, place) = uint8_t(raised);
+        if (raised != scale[round]) scale_of<kMxBlock, kPlain>(p, place) = uint8_t(raised);
         if (p.out.carrier) store_carrier(p, place, window, raised, {c.x, c.y, c.z, c.w});
       }
       place.to_next_round(p);
@@ -73,21 +74,23 @@ struct StoredUnits {
   }
 };
 
+template <bool kPlain>
 WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take(p, s, round);
+    taken.take<kPlain>(p, s, round);
     Place place = taken_place(p, s.corner);
     if (round > 0) place.to_next_round(p);
-    if (!place.inside()) continue;
+    if (!kPlain && !place.inside()) continue;
     const Window window(p, p.row_largest[place.row]);
     uint32_t words[kUnit / 8];
-    const uint32_t scale = quantize_mx(p, place, taken, uint32_t(window.floor), words);
+    const uint32_t scale = quantize_mx<kPlain>(p, place, taken, uint32_t(window.floor), words);
     if (p.out.carrier) store_carrier(p, place, window, scale, words);
   }
 }
 
+template <bool kPlain>
 WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
@@ -95,15 +98,15 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   const Corner corner = own_corner(l.side[0]);
   const auto place_on = [&](int i) { return place_of(l.side[i], corner, Unit(0)); };
   const Place first = place_on(0), second = l.sides == 2 ? place_on(1) : first;
-  StoredUnits units[2];
+  StoredUnits<kPlain> units[2];
   units[0].load(l.side[0], first);
   if (l.sides == 2) units[1].load(l.side[1], second);
   bool below = units[0].below(l.side[0]);
   if (l.sides == 2) below |= units[1].below(l.side[1]);
   if (any_thread(below, s.votes)) {
-    fill(l.side[0], corner, s);
+    fill<kPlain>(l.side[0], corner, s);
     WLIB_NO_UNROLL
-    for (int i = 0; i < l.sides; ++i) quantize_again(l.side[i], s);
+    for (int i = 0; i < l.sides; ++i) quantize_again<kPlain>(l.side[i], s);
   } else {
     units[0].fold(l.side[0], first);
     if (l.sides == 2) units[1].fold(l.side[1], second);
@@ -127,11 +130,16 @@ bool for_passes(const QuantizeLaunch& l, Launch launch) {
     const int64_t ctas = kMx ? (longest + sm90::kWarpThreads - 1) / sm90::kWarpThreads : 1;
     return run(join_kernel<kMx>, ctas, l.sides, sizeof(JoinSmem));
   };
-  if (!p.wants_largest()) return of_tiles(quantize_kernel<kMx>);
-  if constexpr (kMx)
-    return of_tiles(quantize_kernel<kMx>) && join() && of_tiles(fold_kernel);
-  else
-    return of_tiles(scan_kernel) && join() && of_tiles(quantize_kernel<kMx>);
+  if constexpr (kMx) {
+    const bool plain = is_plain(p);  // with it the other side
+    if (!(plain ? of_tiles(quantize_kernel<true, true>) : of_tiles(quantize_kernel<true, false>)))
+      return false;
+    if (!p.wants_largest()) return true;
+    return join() && (plain ? of_tiles(fold_kernel<true>) : of_tiles(fold_kernel<false>));
+  } else {
+    if (p.wants_largest() && !(of_tiles(scan_kernel) && join())) return false;
+    return of_tiles(quantize_kernel<false, false>);
+  }
 }
 
 }  // namespace wlib::fp4

@@ -47,7 +47,7 @@ constexpr float kPackedNvFactor = 256;
 
 // Packed values as BF16: code times scale, which is exact. A thread takes half a block of mxfp4 or
 // a block of nvfp4 of every 32nd row.
-template <bool kNv>
+template <bool kNv, bool kPlain = false>
 WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) {
   constexpr int kRun = 16, kRuns = kTile / kRun, kStep = kTileThreads / kRuns;
   static_assert(kStep == kUnit);
@@ -59,12 +59,12 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
   const auto at = uint64_t(corner.row + row) * uint32_t(columns) + corner.column + column;
   const uint8_t* next = packed.codes + at / 2;
   const uint8_t* next_scale = packed.scales + at / kBlock;
-  const bool aligned = reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
+  const bool aligned = kPlain || reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
   uint2 codes[kUnits] = {};
   uint32_t scales[kUnits] = {};
   WLIB_UNROLL
   for (int i = 0; i < kUnits; ++i) {
-    if (i * kStep < left) {
+    if (kPlain || i * kStep < left) {
       if (aligned) codes[i] = *reinterpret_cast<const uint2*>(next);
       scales[i] = *next_scale;
     }

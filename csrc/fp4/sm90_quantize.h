@@ -15,7 +15,7 @@ namespace wlib::fp4 {
 
 // Eight codes in each word, the first in the lowest bits; `element` is the number of x[0] in the
 // quantised matrix.
-template <int N>
+template <bool kPlain, int N>
 WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float multiplier,
                         int64_t element, uint32_t (&words)[N / 8]) {
   static_assert(kRoundingBlock == 8);
@@ -32,7 +32,7 @@ WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float mult
       words[w] = encode_eight<clamp.value>(scaled);
     }
   };
-  if (p.rounding == Rounding::kStochastic) {
+  if (!kPlain && p.rounding == Rounding::kStochastic) {
     const RoundingKey key = p.key();
     WLIB_UNROLL
     for (int w = 0; w < N / 8; ++w) {
@@ -42,7 +42,7 @@ WLIB_DEVICE void encode(const QuantizeParams& p, const float (&x)[N], float mult
       for (int j = 0; j < 8; ++j)
         words[w] |= float_to_e2m1_stochastic(x[8 * w + j] * multiplier, code_bits(d, j)) << j * 4;
     }
-  } else if (kMx && !may_clip(p.rule)) {
+  } else if (kPlain || (kMx && !may_clip(p.rule))) {
     encode_nearest(std::false_type{});
   } else {
     encode_nearest(std::true_type{});
@@ -59,9 +59,9 @@ WLIB_DEVICE uint32_t mask_of(const float (&x)[N], float multiplier) {
 }
 
 // Where the scale of a block of kBlock values is. A row has whole blocks.
-template <int kBlock>
+template <int kBlock, bool kPlain = false>
 WLIB_DEVICE uint8_t& scale_of(const QuantizeParams& p, Place place) {
-  if (!p.swizzle) return p.out.scales[uint64_t(place.at) / kBlock];
+  if (kPlain || !p.swizzle) return p.out.scales[uint64_t(place.at) / kBlock];
   return p.out.scales[swizzled_scale(place.row, place.column / kBlock, p.columns() / kBlock)];
 }
 
@@ -73,25 +73,27 @@ WLIB_DEVICE void pad_scales(const QuantizeParams& p, Place place) {
 }
 
 // With a scale of at least `floor`, which is stored and returned.
+template <bool kPlain>
 WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& taken, uint32_t floor,
                                  uint32_t (&words)[kUnit / 8]) {
-  const bool is_simple =
-      p.rule <= ScaleRule::kThreeQuarters && p.rounding == Rounding::kNearest && !p.out.mask;
+  const ScaleRule rule = kPlain ? ScaleRule::kEven : p.rule;
+  const bool is_simple = kPlain || (rule <= ScaleRule::kThreeQuarters &&
+                                    p.rounding == Rounding::kNearest && !p.out.mask);
   float factor = taken.factor;
   if (!is_simple) taken.multiply(), factor = 1;
   const uint32_t largest = largest_magnitude(taken.x, factor);
-  const uint32_t scale = larger(mx_scale(taken.x, largest, p.rule), floor);
+  const uint32_t scale = larger(mx_scale(taken.x, largest, rule), floor);
   const bool is_nan = scale == kE8M0NaN;
-  const float multiplier = mx_multiplier(scale, p.rule);
+  const float multiplier = mx_multiplier(scale, rule);
   // So that the product with the factor is not subnormal, which would take bits from it.
   if (is_simple && multiplier < 0x1p-100f) taken.multiply(), factor = 1;
-  encode(p, taken.x, multiplier * factor, place.at, words);
+  encode<kPlain>(p, taken.x, multiplier * factor, place.at, words);
   WLIB_UNROLL
   for (uint32_t& word : words) word = is_nan ? 0 : word;
-  scale_of<kMxBlock>(p, place) = uint8_t(scale);
+  scale_of<kMxBlock, kPlain>(p, place) = uint8_t(scale);
   *reinterpret_cast<uint4*>(p.out.codes + uint64_t(place.at) / 2) =
       uint4{words[0], words[1], words[2], words[3]};
-  if (p.out.mask)
+  if (!kPlain && p.out.mask)
     *reinterpret_cast<uint32_t*>(p.out.mask + uint64_t(place.at) / 8) =
         is_nan ? 0 : mask_of(taken.x, multiplier);
   return scale;
@@ -106,7 +108,7 @@ WLIB_DEVICE void quantize_nv(const QuantizeParams& p, Place place, uint32_t larg
   const bool is_nan = scale == 0x7f;
   const float multiplier = scale == 0 || is_nan ? 0 : to_global / e4m3_to_float(scale);
   uint32_t words[kNvBlock / 8];
-  encode(p, x, multiplier, place.at, words);
+  encode<false>(p, x, multiplier, place.at, words);
   WLIB_UNROLL
   for (uint32_t& word : words) word = is_nan ? 0 : word;
   if (p.rounding == Rounding::kMsEden) {
@@ -133,7 +135,7 @@ WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, QuantizeSmem& 
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take(p, s, round);
+    taken.take<false>(p, s, round);
     const BlockPair own = largest_of_blocks(taken);
     largest = {larger(largest.first, own.first), larger(largest.second, own.second)};
   }
@@ -142,16 +144,17 @@ WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, QuantizeSmem& 
 }
 
 // Each thread takes two of the tile's 512 units.
+template <bool kPlain>
 WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
   Place place = taken_place(p, s.corner);
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take(p, s, round);
-    const bool inside = place.inside();
+    taken.take<kPlain>(p, s, round);
+    const bool inside = kPlain || place.inside();
     uint32_t words[kUnit / 8], scale = 0;
     if (inside)
-      scale = quantize_mx(p, place, taken, 0, words);
+      scale = quantize_mx<kPlain>(p, place, taken, 0, words);
     else
       pad_scales<kMxBlock>(p, place);
     if (p.window) {
@@ -169,7 +172,7 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take(p, s, round);
+    taken.take<false>(p, s, round);
     taken.multiply();
     WLIB_NO_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -185,16 +188,16 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
   }
 }
 
-template <bool kMx>
+template <bool kMx, bool kPlain>
 WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 quantize_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
-  fill(l.side[0], own_corner(l.side[0]), s);
+  fill<kPlain>(l.side[0], own_corner(l.side[0]), s);
   WLIB_NO_UNROLL
   for (int i = 0; i < l.sides; ++i) {
     if constexpr (kMx)
-      quantize_side_mx(l.side[i], s);
+      quantize_side_mx<kPlain>(l.side[i], s);
     else
       quantize_side_nv(l.side[i], s);
   }

@@ -13,7 +13,7 @@ WLIB_DEVICE void scan_side(const QuantizeParams& p, QuantizeSmem& s) {
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take(p, s, round);
+    taken.take<false>(p, s, round);
     const BlockPair own = largest_of_blocks(taken);
     largest = larger(largest, larger(finite(own.first), finite(own.second)));
   }
@@ -31,7 +31,7 @@ WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 scan_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
-  fill(l.side[0], own_corner(l.side[0]), s);
+  fill<false>(l.side[0], own_corner(l.side[0]), s);
   WLIB_NO_UNROLL
   for (int i = 0; i < l.sides; ++i) scan_side(l.side[i], s);
 }

@@ -31,9 +31,30 @@ struct QuantizeSmem {
   uint32_t votes[kTileWarps];
 };
 
-WLIB_DEVICE bool has_pairs(const Source& s) { return !s.x || s.x_type != FloatType::kFloat32; }
+// Kernels are there twice. The plain ones serve what training in MXFP4 asks for all the time, and
+// need not ask for anything else: whole and aligned tiles of BF16 or packed mxfp4, rotations by
+// tensor cores, EVEN scales in rows, rounding to nearest, no mask.
+inline bool is_plain(const QuantizeParams& p) {
+  const Source& s = p.source;
+  const auto aligned = [](const void* data, int64_t to) {
+    return reinterpret_cast<uintptr_t>(data) % to == 0;
+  };
+  const bool values = s.x && s.x_type == FloatType::kBFloat16 && aligned(s.x, 16) &&
+                      s.x_stride * int64_t(bytes_of(s.x_type)) % 16 == 0;
+  const bool codes = !s.x && !s.packed.global_scale && aligned(s.packed.codes, 8);
+  return (values || codes) && s.rows % kTile == 0 && s.columns % kTile == 0 &&
+         p.hadamard >= kUnit && p.rule == ScaleRule::kEven && p.rounding == Rounding::kNearest &&
+         !p.swizzle && !p.out.mask;
+}
 
-WLIB_DEVICE bool has_halves(const Source& s) { return s.x && s.x_type == FloatType::kFloat16; }
+template <bool kPlain>
+WLIB_DEVICE bool has_pairs(const Source& s) {
+  return kPlain || !s.x || s.x_type != FloatType::kFloat32;
+}
+template <bool kPlain>
+WLIB_DEVICE bool has_halves(const Source& s) {
+  return !kPlain && s.x && s.x_type == FloatType::kFloat16;
+}
 
 // Where a unit, or a block of it, begins in the quantised matrix.
 struct Place {
@@ -77,18 +98,20 @@ WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
 struct Taken {
   float x[kUnit], factor = 1;
 
+  template <bool kPlain>
   WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, int round) {
     static_assert(kRounds == 2);
     const Unit unit(round);
     const PairSide side{s.pairs,     s.flips[unit.block], s.entries[sm90::lane_index()],
                         p.transpose, p.hadamard,          &s.second[0][sm90::thread_index()]};
-    if (!has_pairs(p.source)) {
+    if (!has_pairs<kPlain>(p.source)) {
       read_unit(s.floats, unit, p.transpose, x);
       if (p.signs) flip_signs(s.flips[unit.block], x);
       if (p.hadamard) rotate(p.hadamard, x);
     } else if (round == 0) {
-      factor = has_halves(p.source) ? take_pairs<true>(side, x) : take_pairs<false>(side, x);
-      if (!p.source.x && p.source.packed.global_scale)
+      factor =
+          has_halves<kPlain>(p.source) ? take_pairs<true>(side, x) : take_pairs<false>(side, x);
+      if (!kPlain && !p.source.x && p.source.packed.global_scale)
         factor *= *p.source.packed.global_scale * kPackedNvFactor;
     } else {
       load_second(side, x);
@@ -143,24 +166,26 @@ WLIB_DEVICE void load_signs(const int8_t* signs, int size, QuantizeSmem& s) {
   s.flips[pair / kPairs].quarter[pair % kPairs / kQuarter].pair[pair % kQuarter] = flip;
 }
 
+template <bool kPlain>
 WLIB_DEVICE void load_tile(const Source& from, Corner corner, QuantizeSmem& s) {
-  if (!from.x && from.packed.global_scale)
+  if (!kPlain && !from.x && from.packed.global_scale)
     load_packed<true>(from, corner, s.pairs);
   else if (!from.x)
-    load_packed<false>(from, corner, s.pairs);
-  else if (has_pairs(from))
-    load_values<uint16_t>(from, corner, s.pairs);
+    load_packed<false, kPlain>(from, corner, s.pairs);
+  else if (has_pairs<kPlain>(from))
+    load_values<uint16_t, kPlain>(from, corner, s.pairs);
   else
     load_values<float>(from, corner, s.floats);
 }
 
 // The CTA's tile of the source, and what rotates it.
+template <bool kPlain>
 WLIB_DEVICE void fill(const QuantizeParams& p, Corner corner, QuantizeSmem& s) {
-  load_tile(p.source, corner, s);
+  load_tile<kPlain>(p.source, corner, s);
   load_signs(p.signs, p.hadamard, s);
   if (sm90::thread_index() == 0) s.corner = corner;
   if (p.hadamard >= kUnit && sm90::thread_index() < sm90::kWarpThreads)
-    s.entries[sm90::thread_index()] = hadamard_entries(p.hadamard, has_halves(p.source));
+    s.entries[sm90::thread_index()] = hadamard_entries(p.hadamard, has_halves<kPlain>(p.source));
   sm90::block_sync();
 }
 

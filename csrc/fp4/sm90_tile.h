@@ -103,8 +103,8 @@ WLIB_DEVICE void store_value(float* to, T value) {
 }
 WLIB_DEVICE void store_value(uint16_t* to, uint16_t value) { *to = value; }
 
-// Beyond the matrix: zeros.
-template <class T, class Tile>
+// Beyond the matrix: zeros. Plain tiles (sm90_side.h) lie inside of it.
+template <class T, bool kPlain = false, class Tile>
 WLIB_DEVICE void load_values(const Source& from, Corner corner, Tile& to) {
   constexpr int kCount = Run<T>::kCount, kRuns = kTile / kCount;
   constexpr int kStep = kTileThreads / kRuns;  // rows from one run of a thread to its next
@@ -112,8 +112,9 @@ WLIB_DEVICE void load_values(const Source& from, Corner corner, Tile& to) {
   static_assert(kUnit % kStep == 0);           // so that a step's place is known to the compiler
   const T* base = static_cast<const T*>(from.x) + corner.row * from.x_stride + corner.column;
   const int rows = int(from.rows) - corner.row, columns = int(from.columns) - corner.column;
-  const bool whole = (reinterpret_cast<uintptr_t>(base) | from.x_stride * sizeof(T)) % 16 == 0 &&
-                     columns % kCount == 0;
+  const bool whole =
+      kPlain || ((reinterpret_cast<uintptr_t>(base) | from.x_stride * sizeof(T)) % 16 == 0 &&
+                 columns % kCount == 0);
   if (whole) {
     const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kCount;
     const T* next = base + row * from.x_stride + column;
@@ -124,7 +125,7 @@ WLIB_DEVICE void load_values(const Source& from, Corner corner, Tile& to) {
       uint4 run[kBatch] = {};
       WLIB_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        if (begin + i * kStep < left) run[i] = *reinterpret_cast<const uint4*>(next);
+        if (kPlain || begin + i * kStep < left) run[i] = *reinterpret_cast<const uint4*>(next);
         next += step;
       }
       WLIB_UNROLL
