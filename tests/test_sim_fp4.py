@@ -243,6 +243,20 @@ def test_packed_scales_of_any_size(scale: float) -> None:
         assert QuantizeCase(source, arguments, {"seed": 1}, "columns").run() == ([], True)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+@pytest.mark.parametrize(
+    "arguments", [{"carrier": "e4m3"}, {"mask": True}, {"scale_rule": "floor"}], ids=str
+)
+def test_what_the_largest_scale_is_too_small_for(dtype: type, arguments: dict[str, Any]) -> None:
+    rng = np.random.default_rng(15)
+    values = (rng.uniform(0.8, 0.998, (16, 64)) * 2.0**128).astype(np.float32)
+    values[::2] *= -1
+    x = to_bf16(values) if dtype is np.uint16 else values
+    case = QuantizeCase([x], arguments, {})
+    assert (case.expected()[0] & 7 == 7).any()
+    assert case.run() == ([], True)
+
+
 @pytest.mark.parametrize("old", ["mxfp4", "nvfp4"])
 @pytest.mark.parametrize("new", ["carrier", "stochastic", "ms_eden"])
 def test_requantised_transpose(old: str, new: str) -> None:

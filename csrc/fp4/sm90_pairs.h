@@ -28,8 +28,8 @@ struct PairTile {
   }
 };
 
-// Codes become pairs j and j + 4 of a run of eight columns and stay so in the tile: position i has
-// column
+// Codes become pairs j and j + 4 of a run of eight columns and stay so in the tile: the column at
+// position i.
 WLIB_DEVICE int interleaved_column(int i) { return (i & 1) << 2 | i >> 1; }
 
 // Eight bytes, which may lie anywhere.
@@ -50,10 +50,10 @@ constexpr float kPackedNvFactor = 256;
 template <bool kNv, bool kPlain = false>
 WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) {
   constexpr int kRun = 16, kRuns = kTile / kRun, kStep = kTileThreads / kRuns;
+  constexpr int kBlock = kNv ? kNvBlock : kMxBlock;
   static_assert(kStep == kUnit);
   const Packed& packed = from.packed;
   const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kRun;
-  constexpr int kBlock = kNv ? kNvBlock : kMxBlock;
   const int columns = int(from.columns);
   const int left = corner.column + column < columns ? int(from.rows) - corner.row - row : 0;
   const auto at = uint64_t(corner.row + row) * uint32_t(columns) + corner.column + column;
@@ -108,10 +108,10 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
 // What a lane has of the Hadamard matrix: for two pairs of k and a column a word each, entries 1 or
 // -1 as BF16 or FP16. The first two pairs and the first column give words that are the same; by
 // the numbers of other pairs and columns, which all lanes share, either sign may be the opposite.
-// They lie in shared memory, so that each of the four cases has registers of its own.
+// They lie in shared memory, so that each of the four cases has registers of its own. Bit 0 of the
+// first index is the sign of the first pair's word, bit 1 that of the second's.
 struct alignas(16) HadamardEntries {
-  uint32_t word[4]
-               [2];  // bit 0 of the first index: sign of the first pair's, bit 1: of the second's
+  uint32_t word[4][2];
 };
 WLIB_HOST_DEVICE constexpr bool is_opposite(int pair, int column) {
   const int both = pair & column;

@@ -85,8 +85,12 @@ WLIB_DEVICE uint32_t quantize_mx(const QuantizeParams& p, Place place, Taken& ta
   const uint32_t scale = larger(mx_scale(taken.x, largest, rule), floor);
   const bool is_nan = scale == kE8M0NaN;
   const float multiplier = mx_multiplier(scale, rule);
-  // So that the product with the factor is not subnormal, which would take bits from it.
-  if (is_simple && multiplier < 0x1p-100f) taken.multiply(), factor = 1;
+  // The product with the factor would be subnormal and lose bits, and the largest scale of all may
+  // be too small.
+  if (multiplier < 0x1p-100f) {
+    if (factor != 1) taken.multiply(), factor = 1;
+    taken.clamp(kE2M1Max / multiplier);
+  }
   encode<kPlain>(p, taken.x, multiplier * factor, place.at, words);
   WLIB_UNROLL
   for (uint32_t& word : words) word = is_nan ? 0 : word;

@@ -31,9 +31,9 @@ struct QuantizeSmem {
   uint32_t votes[kTileWarps];
 };
 
-// Kernels are there twice. The plain ones serve what training in MXFP4 asks for all the time, and
-// need not ask for anything else: whole and aligned tiles of BF16 or packed mxfp4, rotations by
-// tensor cores, EVEN scales in rows, rounding to nearest, no mask.
+// What training in MXFP4 asks for all the time: whole and aligned tiles of BF16 or packed mxfp4,
+// rotations by tensor cores, EVEN scales in rows, rounding to nearest, no mask. For that there are
+// kernels without a branch for anything else, kPlain.
 inline bool is_plain(const QuantizeParams& p) {
   const Source& s = p.source;
   const auto aligned = [](const void* data, int64_t to) {
@@ -120,6 +120,10 @@ struct Taken {
   WLIB_DEVICE void multiply() {
     WLIB_UNROLL
     for (float& value : x) value *= factor;
+  }
+  WLIB_DEVICE void clamp(float limit) {
+    WLIB_UNROLL
+    for (float& value : x) value = fmaxf(fminf(value, limit), -limit);
   }
 };
 
