@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...fp4 import FP4Tensor, fp4_matmul, fp4_quantize
+from ...fp4 import FP4Tensor, fp4_matmul, fp4_quantize, fp4_requantize_t
 from ...fp4_linear import fp4_linear, fp4_state
 from ...reference.fp4 import hadamard_matrix
 from ..accuracy import Accuracy, sqnr_db
@@ -36,32 +36,39 @@ class Quantize(Arm[Values]):
     dtype = "bf16 -> mxfp4"
     version = staticmethod(wlib_version)
     options: ClassVar[dict[str, Any]] = {"format": "mxfp4"}
+    signed: ClassVar[bool] = False
 
     def prepare(self, operands: Values) -> Work:
         """Take x as it is."""
         x = operands.x
         seed = torch.tensor(1, device=x.device) if "rounding" in self.options else None
+        signs = _signs(x.device) if self.signed else None
 
         def quantize(x: Tensor) -> Any:
-            return fp4_quantize(x, hadamard=ROTATION, seed=seed, **self.options)
+            return fp4_quantize(x, hadamard=ROTATION, signs=signs, seed=seed, **self.options)
 
         def check(_: Tensors) -> Accuracy:
             q = quantize(x)
             rows = (q if isinstance(q, FP4Tensor) else q[0]).dequantize()
-            return Accuracy(format_sqnr_db=sqnr_db(rows, rotated(x).double()))
+            return Accuracy(format_sqnr_db=sqnr_db(rows, rotated(x, signs).double()))
 
         return Work(lambda x: _parts(quantize(x)), (x,), check)
 
 
 def _parts(q: FP4Tensor | tuple[FP4Tensor, FP4Tensor]) -> Tensors:
     several = (q,) if isinstance(q, FP4Tensor) else q
-    return tuple(part for one in several for part in (one.codes, one.scales) if part is not None)
+    return tuple(part for one in several for part in _tensors(one))
 
 
-def rotated(x: Tensor) -> Tensor:
+def _signs(device: torch.device) -> Tensor:
+    return (1 - 2 * (torch.arange(ROTATION, device=device) % 3 % 2)).to(torch.int8)
+
+
+def rotated(x: Tensor, signs: Tensor | None = None) -> Tensor:
     """Return x after a rotation by 128, rounded to its dtype."""
     rotation = hadamard_matrix(ROTATION).to(x)
-    return torch.matmul(x.unflatten(1, (-1, ROTATION)), rotation).flatten(1)
+    blocks = x.unflatten(1, (-1, ROTATION))
+    return torch.matmul(blocks if signs is None else blocks * signs, rotation).flatten(1)
 
 
 class QuantizeStochastic(Quantize):
@@ -80,6 +87,65 @@ class QuantizeBoth(Quantize):
 
     name = "wlib_both"
     options: ClassVar[dict[str, Any]] = {"format": "mxfp4", "axis": "both"}
+
+
+class QuantizeGradient(QuantizeBoth):
+    """As the backward pass does: signs, and FP8 carriers instead of codes."""
+
+    name = "wlib_gradient"
+    dtype = "bf16 -> e5m2 carriers"
+    options: ClassVar[dict[str, Any]] = {
+        "format": "mxfp4",
+        "axis": "both",
+        "emit": ("carrier_e5m2",),
+    }
+    signed = True
+
+
+class Requantize(Arm[Values]):
+    """`wlib.fp4_requantize_t` of packed MXFP4 to an FP8 carrier, with signs, rotated by 128."""
+
+    name = "wlib"
+    dtype = "mxfp4 -> e4m3 carrier"
+    version = staticmethod(wlib_version)
+
+    def prepare(self, operands: Values) -> Work:
+        """Quantise x."""
+        q = fp4_quantize(operands.x)
+        assert isinstance(q, FP4Tensor)
+        signs = _signs(q.device)
+
+        def requantize(*tensors: Tensor) -> FP4Tensor:
+            return fp4_requantize_t(
+                _with(q, tensors), hadamard=ROTATION, signs=signs, emit=("carrier_e4m3",)
+            )
+
+        def check(_: Tensors) -> Accuracy:
+            exact = rotated(q.dequantize().t().double(), signs)
+            return Accuracy(format_sqnr_db=sqnr_db(requantize(*_tensors(q)).dequantize(), exact))
+
+        return Work(lambda *tensors: _tensors(requantize(*tensors)), _tensors(q), check, (signs,))
+
+
+class Separate(Arm[Values]):
+    """The same values by dequantising to BF16, a transpose and `wlib.fp4_quantize`."""
+
+    name = "separate"
+    dtype = "mxfp4 -> e4m3 carrier"
+    version = staticmethod(wlib_version)
+
+    def prepare(self, operands: Values) -> Work:
+        """Quantise x."""
+        q = fp4_quantize(operands.x)
+        assert isinstance(q, FP4Tensor)
+        signs = _signs(q.device)
+
+        def requantize(*tensors: Tensor) -> Tensors:
+            values = _with(q, tensors).dequantize().bfloat16().t().contiguous()
+            again = fp4_quantize(values, hadamard=ROTATION, signs=signs, emit=("carrier_e4m3",))
+            return _parts(again)
+
+        return Work(requantize, _tensors(q), lambda _: Accuracy(), (signs,))
 
 
 def formula(x: Tensor, rotation: Tensor) -> Tensors:
@@ -237,19 +303,34 @@ OPS = (
         sizes=("m", "k"),
         operands=_values,
         flops=lambda sizes: 0,
-        arms=(Quantize, QuantizeStochastic, QuantizeBoth, TorchEager, TorchCompile),
+        arms=(
+            Quantize,
+            QuantizeStochastic,
+            QuantizeBoth,
+            QuantizeGradient,
+            TorchEager,
+            TorchCompile,
+        ),
         targets=(
             Target("of copy bandwidth, rows", 0.65, 0.80, copy_fraction, _large),
             Target(
-                "of copy bandwidth, rows and columns",
+                "of copy bandwidth, rows and columns of a gradient",
                 0.55,
                 0.72,
                 copy_fraction,
                 _large,
-                arm="wlib_both",
+                arm="wlib_gradient",
             ),
             Target("x torch.compile of the formula", 2.0, 4.0, against("torch_compile"), _large),
         ),
+    ),
+    Op(
+        name="fp4_requantize_t",
+        sizes=("m", "k"),
+        operands=_values,
+        flops=lambda sizes: 0,
+        arms=(Requantize, Separate),
+        targets=(Target("of copy bandwidth", 0.50, 0.70, copy_fraction, _large),),
     ),
     Op(
         name="fp4_matmul",
