@@ -113,7 +113,9 @@ def test_requantised_transpose(case: str) -> None:
         codes, scales, scale = torch.ops.wlib.fp4_quantize(spread(1152, 640), **old)[:3]
         operands = (codes, scales, scale if old else None)
         assert_close(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 128))
-        assert_same(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 16))
+        # The global scale of what is requantised follows the rotation; the CPU multiplies before.
+        check = assert_close if old else assert_same
+        check(torch.ops.wlib.fp4_requantize_t, *operands, **arguments_of(case, 16))
 
 
 @pytest.mark.parametrize("columns", [1, 35, 257])

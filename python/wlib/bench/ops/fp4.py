@@ -114,38 +114,33 @@ class Requantize(Arm[Values]):
         q = fp4_quantize(operands.x)
         assert isinstance(q, FP4Tensor)
         signs = _signs(q.device)
-
-        def requantize(*tensors: Tensor) -> FP4Tensor:
-            return fp4_requantize_t(
-                _with(q, tensors), hadamard=ROTATION, signs=signs, emit=("carrier_e4m3",)
-            )
+        options = {"hadamard": ROTATION, "signs": signs, "emit": ("carrier_e4m3",)}
 
         def check(_: Tensors) -> Accuracy:
             exact = rotated(q.dequantize().t().double(), signs)
-            return Accuracy(format_sqnr_db=sqnr_db(requantize(*_tensors(q)).dequantize(), exact))
+            found = self.requantize(q, options).dequantize()
+            return Accuracy(format_sqnr_db=sqnr_db(found, exact))
 
-        return Work(lambda *tensors: _tensors(requantize(*tensors)), _tensors(q), check, (signs,))
+        def call(*tensors: Tensor) -> Tensors:
+            return _tensors(self.requantize(_with(q, tensors), options))
+
+        return Work(call, _tensors(q), check, (signs,))
+
+    def requantize(self, q: FP4Tensor, options: dict[str, Any]) -> FP4Tensor:
+        """Return the carrier of the transposed matrix: the timed call."""
+        return fp4_requantize_t(q, **options)
 
 
-class Separate(Arm[Values]):
-    """The same values by dequantising to BF16, a transpose and `wlib.fp4_quantize`."""
+class Separate(Requantize):
+    """The same by dequantising to BF16, a transpose and `wlib.fp4_quantize`."""
 
     name = "separate"
-    dtype = "mxfp4 -> e4m3 carrier"
-    version = staticmethod(wlib_version)
 
-    def prepare(self, operands: Values) -> Work:
-        """Quantise x."""
-        q = fp4_quantize(operands.x)
-        assert isinstance(q, FP4Tensor)
-        signs = _signs(q.device)
-
-        def requantize(*tensors: Tensor) -> Tensors:
-            values = _with(q, tensors).dequantize().bfloat16().t().contiguous()
-            again = fp4_quantize(values, hadamard=ROTATION, signs=signs, emit=("carrier_e4m3",))
-            return _parts(again)
-
-        return Work(requantize, _tensors(q), lambda _: Accuracy(), (signs,))
+    def requantize(self, q: FP4Tensor, options: dict[str, Any]) -> FP4Tensor:
+        """Return the carrier of the transposed matrix: the timed call."""
+        again = fp4_quantize(q.dequantize().bfloat16().t().contiguous(), **options)
+        assert isinstance(again, FP4Tensor)
+        return again
 
 
 def formula(x: Tensor, rotation: Tensor) -> Tensors:
