@@ -32,6 +32,16 @@ def draw(rng: np.random.Generator, dtype: Any, rows: int, columns: int, spread: 
     return to_bf16(values) if dtype is np.uint16 else values.astype(dtype)
 
 
+def several_strips(rng: np.random.Generator, rows: int, columns: int) -> Array:
+    """BF16 in at least five tiles along a row, two of which have a block far below the others."""
+    x = draw(rng, np.uint16, rows, columns, spread=2)
+    values = as_torch(x)
+    values[5, 160:192] *= 2.0**-30
+    values[40, 544:576] *= 2.0**-30
+    values[7, 300] = torch.nan
+    return x
+
+
 @dataclasses.dataclass
 class QuantizeCase:
     """What is quantised, with the arguments of the op and the options of the simulator's run."""

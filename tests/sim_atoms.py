@@ -26,9 +26,13 @@ def tensor(stored: Array) -> torch.Tensor:
 
 
 def offset(stored: Array, elements: int) -> Array:
-    """A copy that starts `elements` after an address that is a multiple of 64."""
-    memory = np.zeros(stored.nbytes + 128, np.uint8)
-    first = -memory.ctypes.data % 64 + elements * stored.itemsize
+    """A copy that starts `elements` after an address that is a multiple of 64.
+
+    So far from any other array that who reads or writes twice its bytes meets none.
+    """
+    gap = stored.nbytes + 128
+    memory = np.zeros(stored.nbytes + 2 * gap, np.uint8)
+    first = gap - (memory.ctypes.data + gap) % 64 + elements * stored.itemsize
     copy = memory[first : first + stored.nbytes].view(stored.dtype).reshape(stored.shape)
     copy[...] = stored
     return copy

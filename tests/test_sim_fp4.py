@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from fp4_problems import RULES, HadamardCase, QuantizeCase, draw, packed, random_signs
+from fp4_problems import (
+    RULES,
+    HadamardCase,
+    QuantizeCase,
+    draw,
+    packed,
+    random_signs,
+    several_strips,
+)
 from quantize_problems import as_torch
 from sim_numbers import to_bf16
 from sim_problems import probe
@@ -144,6 +152,19 @@ def test_a_block_at_either_side_of_the_window(window: int) -> None:
     for rows in (slice(0, 32), slice(32, 64), slice(64, 96)):
         case = QuantizeCase([x[rows]], {"carrier": "e4m3", "window": window}, {"seed": window})
         assert case.run() == ([], True)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"swizzle": True}], ids=str)
+@pytest.mark.parametrize("shape", [(128, 640), (64, 608)])
+@pytest.mark.parametrize("axis", ["rows", "both"])
+def test_rows_of_several_strips(
+    arguments: dict[str, Any], shape: tuple[int, int], axis: str
+) -> None:
+    """More tiles than a CTA folds at a time, of which some are quantised again."""
+    rng = np.random.default_rng(shape[0])
+    x = several_strips(rng, *shape)
+    arguments = {"carrier": "e4m3", "hadamard": 32, **arguments}
+    assert QuantizeCase([x], arguments, {"seed": 6}, axis).run() == ([], True)
 
 
 PLAIN = {

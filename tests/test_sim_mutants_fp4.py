@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fp4_problems import HadamardCase, QuantizeCase, draw, packed, random_signs
+from fp4_problems import HadamardCase, QuantizeCase, draw, packed, random_signs, several_strips
 from sim.mutants.fp4 import MUTANTS
 from sim.planted_bugs import PlantedBugs
 from sim.planting import Cases
@@ -29,6 +29,7 @@ def make_cases() -> Cases:
             QuantizeCase([ragged], {"carrier": "e4m3", "swizzle": True}, options),
             QuantizeCase([square], {**nv, "swizzle": True, "hadamard": 16}, options, "both"),
             QuantizeCase([square], {**nv, "square": True}, options),
+            QuantizeCase([draw(rng, np.uint16, 128, 128)], {**nv, "hadamard": 16}, options),
             QuantizeCase([columns], {"hadamard": 32}, options, "columns"),
             QuantizeCase([draw(rng, np.uint16, 9, 128)], wide, options),
             QuantizeCase([square[:, :64]], {**nv, "rounding": "stochastic",
@@ -54,6 +55,10 @@ def make_cases() -> Cases:
                                            "signs": signs[:64], "scale_rule": "floor"}, options),
             QuantizeCase([draw(rng, np.float16, 128, 40)], {**wide, "scale_rule": "quest"},
                          options, "columns"),
+            QuantizeCase([several_strips(rng, 128, 640)], {"carrier": "e4m3", "hadamard": 32},
+                         options, "both"),
+            QuantizeCase([several_strips(rng, 128, 608)], {"carrier": "e5m2", "swizzle": True},
+                         options),
             QuantizeCase(packed(rng, 128, 64, scale=64), {**wide, "carrier": "e4m3"},
                          options, "columns"),
         ]  # fmt: skip

@@ -11,17 +11,30 @@ namespace wlib::fp4 {
 // The scales that a row may have, up to its largest one.
 struct Window {
   int top, floor;
+  WLIB_DEVICE Window() : top(0), floor(0) {}
   WLIB_DEVICE Window(const QuantizeParams& p, uint32_t row_largest)
       : top(int(row_largest)), floor(top > p.window - 1 ? top - (p.window - 1) : 0) {}
 };
 
-WLIB_DEVICE void store_carrier(const QuantizeParams& p, Place place, Window window, uint32_t scale,
+// The table of a block's scale in the window.
+struct Tables {
+  Carrier carrier;
+  NormalTables normal;
+  int largest;  // d
+  WLIB_DEVICE explicit Tables(Carrier carrier)
+      : carrier(carrier), normal(normal_tables(carrier)), largest(carrier_range(carrier).largest) {}
+  WLIB_DEVICE CarrierTable of(Window window, uint32_t scale) const {
+    const int d = int(scale) - (window.top - largest);
+    const auto steps = uint32_t(d - normal.least);
+    if (steps <= uint32_t(largest - normal.least)) return normal.at(steps);
+    if (scale != kE8M0NaN) return carrier_table(carrier, d);
+    const uint32_t nan = carrier_nan(carrier) * 0x01010101u;
+    return {nan, nan};  // the codes are zeros
+  }
+};
+
+WLIB_DEVICE void store_carrier(uint8_t* to, CarrierTable table,
                                const uint32_t (&words)[kUnit / 8]) {
-  const int d = int(scale) - (window.top - carrier_range(p.carrier).largest);
-  CarrierTable table = carrier_table(p.carrier, d);
-  const uint32_t nan = carrier_nan(p.carrier) * 0x01010101u;
-  if (scale == kE8M0NaN) table = {nan, nan};  // the codes are zeros
-  uint8_t* to = p.out.carrier + place.at;
   WLIB_UNROLL
   for (int i = 0; i < kUnit / 16; ++i) {
     uint32_t low[2], high[2];
@@ -31,62 +44,81 @@ WLIB_DEVICE void store_carrier(const QuantizeParams& p, Place place, Window wind
   }
 }
 
-// The units of a thread as the pass before has left them.
+// A CTA folds a strip: neighbouring tiles along the rows of a side, which share places and windows.
+constexpr int kStripTiles = 4;
+inline int64_t strips_of_row(const QuantizeParams& p) {
+  return (quantize_tiles(p.columns()) + kStripTiles - 1) / kStripTiles;
+}
+
+// The units of a thread in a strip as the pass before has left them.
 template <bool kPlain>
 struct StoredUnits {
-  uint4 codes[kRounds] = {};
-  uint32_t scale[kRounds] = {}, top[kRounds] = {};
+  uint4 codes[kStripTiles][kRounds] = {};
+  uint32_t scale[kStripTiles][kRounds] = {};
+  Window window[kRounds];
+  uint8_t *scales[kRounds], *carriers[kRounds];  // of the first tile
+  int scale_step;                                // bytes to those of the next one
+  int tiles[kRounds];                            // that have such a unit
 
-  WLIB_DEVICE void load(const QuantizeParams& p, Place place) {
+  WLIB_DEVICE StoredUnits(const QuantizeParams& p, Place place, int whole_tiles) {
+    scale_step = kPlain || !p.swizzle ? kTile / kMxBlock : kScaleAtomRows * kScaleAtomColumns;
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (kPlain || place.inside()) {
-        codes[round] = *reinterpret_cast<const uint4*>(p.out.codes + uint64_t(place.at) / 2);
-        scale[round] = scale_of<kMxBlock, kPlain>(p, place);
-        top[round] = p.row_largest[place.row];
+      const int left = place.inside() ? int(p.columns()) - place.column + kTile - 1 : 0;
+      tiles[round] = kPlain ? whole_tiles : left / kTile;
+      if (tiles[round] > 0) window[round] = Window(p, p.row_largest[place.row]);
+      scales[round] = &scale_of<kMxBlock, kPlain>(p, place);
+      carriers[round] = p.out.carrier + place.at;
+      const uint8_t* from = p.out.codes + uint64_t(place.at) / 2;
+      WLIB_UNROLL
+      for (int t = 0; t < kStripTiles; ++t) {
+        if (t >= tiles[round]) continue;
+        codes[t][round] = *reinterpret_cast<const uint4*>(from + t * (kTile / 2));
+        scale[t][round] = scales[round][t * scale_step];
       }
       place.to_next_round(p);
     }
   }
-  // Whether one must be quantised again.
-  WLIB_DEVICE bool below(const QuantizeParams& p) const {
+  // Whether one of a tile must be quantised again.
+  WLIB_DEVICE bool below(int t) const {
     bool found = false;
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      const uint4 c = codes[round];
-      if (int(scale[round]) < Window(p, top[round]).floor)
-        found |= ((c.x | c.y | c.z | c.w) & 0x77777777u) != 0;
+      const uint4 c = codes[t][round];
+      found |= int(scale[t][round]) < window[round].floor &&
+               ((c.x | c.y | c.z | c.w) & 0x77777777u) != 0;
     }
     return found;
   }
-  WLIB_DEVICE void fold(const QuantizeParams& p, Place place) const {
+  WLIB_DEVICE void fold(const Tables& tables, bool has_carriers, int t) const {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
-      if (kPlain || place.inside()) {
-        const Window window(p, top[round]);
-        const uint4 c = codes[round];
-        const uint32_t raised = larger(scale[round], uint32_t(window.floor));
-        if (raised != scale[round]) scale_of<kMxBlock, kPlain>(p, place) = uint8_t(raised);
-        if (p.out.carrier) store_carrier(p, place, window, raised, {c.x, c.y, c.z, c.w});
-      }
-      place.to_next_round(p);
+      if (t >= tiles[round]) continue;
+      const uint4 c = codes[t][round];
+      const uint32_t raised = larger(scale[t][round], uint32_t(window[round].floor));
+      if (raised != scale[t][round]) scales[round][t * scale_step] = uint8_t(raised);
+      if (has_carriers)
+        store_carrier(carriers[round] + t * kTile, tables.of(window[round], raised),
+                      {c.x, c.y, c.z, c.w});
     }
   }
 };
 
 template <bool kPlain>
 WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
-  Taken taken;
-  WLIB_NO_UNROLL
-  for (int round = 0; round < kRounds; ++round) {
-    taken.take<kPlain>(p, s, round);
-    Place place = taken_place(p, s.corner);
-    if (round > 0) place.to_next_round(p);
-    if (!kPlain && !place.inside()) continue;
-    const Window window(p, p.row_largest[place.row]);
-    uint32_t words[kUnit / 8];
-    const uint32_t scale = quantize_mx<kPlain>(p, place, taken, uint32_t(window.floor), words);
-    if (p.out.carrier) store_carrier(p, place, window, scale, words);
+  Place place = taken_place(p, s.corner);
+  Taken units[kRounds];
+  take<kPlain>(p, s, units);
+  WLIB_UNROLL
+  for (Taken& taken : units) {
+    if (kPlain || place.inside()) {
+      const Window window(p, p.row_largest[place.row]);
+      uint32_t words[kUnit / 8];
+      const uint32_t scale = quantize_mx<kPlain>(p, place, taken, uint32_t(window.floor), words);
+      if (p.out.carrier)
+        store_carrier(p.out.carrier + place.at, Tables(p.carrier).of(window, scale), words);
+    }
+    place.to_next_round(p);
   }
 }
 
@@ -95,50 +127,39 @@ WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
-  const Corner corner = own_corner(l.side[0]);
-  const auto place_on = [&](int i) { return place_of(l.side[i], corner, Unit(0)); };
-  const Place first = place_on(0), second = l.sides == 2 ? place_on(1) : first;
-  StoredUnits<kPlain> units[2];
-  units[0].load(l.side[0], first);
-  if (l.sides == 2) units[1].load(l.side[1], second);
-  bool below = units[0].below(l.side[0]);
-  if (l.sides == 2) below |= units[1].below(l.side[1]);
+  const QuantizeParams& p = l.side[sm90::block_index_y()];
+  int row, strip;
+  l.strips[sm90::block_index_y()](row, strip, sm90::block_index_x());
+  row *= kTile;
+  const int column = strip * kStripTiles * kTile;
+  if (row >= int(p.rows())) return;  // the other side has more strips
+  const Unit unit(0);
+  const int whole_tiles = int(p.columns()) / kTile - strip * kStripTiles;
+  const StoredUnits<kPlain> units(p, {p, row + unit.line, column + unit.block * kUnit},
+                                  whole_tiles);
+  bool below = false;
+  WLIB_UNROLL
+  for (int t = 0; t < kStripTiles; ++t) below |= units.below(t);
+  uint32_t again = 0;  // a bit for each tile
   if (any_thread(below, s.votes)) {
-    fill<kPlain>(l.side[0], corner, s);
-    WLIB_NO_UNROLL
-    for (int i = 0; i < l.sides; ++i) quantize_again<kPlain>(l.side[i], s);
-  } else {
-    units[0].fold(l.side[0], first);
-    if (l.sides == 2) units[1].fold(l.side[1], second);
+    WLIB_UNROLL
+    for (int t = 0; t < kStripTiles; ++t) {
+      sm90::block_sync();  // the votes before
+      again |= uint32_t(any_thread(units.below(t), s.votes)) << t;
+    }
   }
-}
-
-// Calls launch(kernel, grid x, grid y, bytes of shared memory) for one kernel after the other, of
-// kTileThreads each, as long as it returns true.
-template <bool kMx, class Launch>
-bool for_passes(const QuantizeLaunch& l, Launch launch) {
-  const QuantizeParams& p = l.side[0];
-  const int64_t tiles = quantize_tiles(p.source.rows) * quantize_tiles(p.source.columns);
-  const int64_t longest = l.sides == 1                       ? p.rows()
-                          : p.source.rows > p.source.columns ? p.source.rows
-                                                             : p.source.columns;
-  const auto run = [&](auto kernel, int64_t x, int y, size_t bytes) {
-    return x == 0 || launch(kernel, x, y, bytes);
-  };
-  const auto of_tiles = [&](auto kernel) { return run(kernel, tiles, 1, sizeof(QuantizeSmem)); };
-  const auto join = [&] {
-    const int64_t ctas = kMx ? (longest + sm90::kWarpThreads - 1) / sm90::kWarpThreads : 1;
-    return run(join_kernel<kMx>, ctas, l.sides, sizeof(JoinSmem));
-  };
-  if constexpr (kMx) {
-    const bool plain = is_plain(p);  // with it the other side
-    if (!(plain ? of_tiles(quantize_kernel<true, true>) : of_tiles(quantize_kernel<true, false>)))
-      return false;
-    if (!p.wants_largest()) return true;
-    return join() && (plain ? of_tiles(fold_kernel<true>) : of_tiles(fold_kernel<false>));
-  } else {
-    if (p.wants_largest() && !(of_tiles(scan_kernel) && join())) return false;
-    return of_tiles(quantize_kernel<false, false>);
+  const Tables tables(p.carrier);
+  WLIB_UNROLL
+  for (int t = 0; t < kStripTiles; ++t) {
+    if (!(again >> t & 1)) units.fold(tables, p.out.carrier != nullptr, t);
+  }
+  WLIB_NO_UNROLL
+  for (int t = 0; t < kStripTiles; ++t) {
+    if (!(again >> t & 1)) continue;
+    const int first = column + t * kTile;
+    sm90::block_sync();  // the tile before
+    fill<kPlain>(p, p.transpose ? Corner{first, row} : Corner{row, first}, s);
+    quantize_again<kPlain>(p, s);
   }
 }
 

@@ -11,7 +11,7 @@ template <class T>
 WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, FloatTile& tile) {
   constexpr int kCount = Run<T>::kCount, kRuns = kTile / kCount;
   WLIB_UNROLL_TWICE
-  for (int i = sm90::thread_index(); i < kTile * kRuns; i += kTileThreads) {
+  for (int i = tile_thread(); i < kTile * kRuns; i += kTileThreads) {
     const int row = i / kRuns, column = i % kRuns * kCount;
     if (corner.row + row >= p.rows || corner.column + column >= p.columns) continue;
     Run<T> run;
@@ -22,11 +22,20 @@ WLIB_DEVICE void store_values(const HadamardParams& p, Corner corner, FloatTile&
   }
 }
 
+struct HadamardLaunch {
+  HadamardParams p;
+  cutlass::FastDivmod tiles;  // of a row
+
+  explicit HadamardLaunch(const HadamardParams& p) : p(p), tiles(int(quantize_tiles(p.columns))) {}
+  int64_t ctas() const { return quantize_tiles(p.rows) * quantize_tiles(p.columns); }
+};
+
 WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
-hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
+hadamard_kernel(WLIB_GRID_CONSTANT HadamardLaunch l) {
   start();
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
-  const Corner corner = corner_of(sm90::block_index_x(), p.columns);
+  const HadamardParams& p = l.p;
+  const Corner corner = corner_of(sm90::block_index_x(), l.tiles);
   const Source source{p.rows, p.columns, p.x, p.type, p.x_stride, {}};
   switch (p.type) {
     case FloatType::kFloat32: load_values<float>(source, corner, s.floats); break;
@@ -51,9 +60,6 @@ hadamard_kernel(WLIB_GRID_CONSTANT HadamardParams p) {
     case FloatType::kBFloat16: return store_values<__nv_bfloat16>(p, corner, s.floats);
     default: return store_values<__half>(p, corner, s.floats);
   }
-}
-inline int64_t hadamard_ctas(const HadamardParams& p) {
-  return quantize_tiles(p.rows) * quantize_tiles(p.columns);
 }
 
 constexpr int kSignThreads = 128;

@@ -53,7 +53,7 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
   constexpr int kBlock = kNv ? kNvBlock : kMxBlock;
   static_assert(kStep == kUnit);
   const Packed& packed = from.packed;
-  const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kRun;
+  const int row = tile_thread() / kRuns, column = tile_thread() % kRuns * kRun;
   const int columns = int(from.columns);
   const int left = corner.column + column < columns ? int(from.rows) - corner.row - row : 0;
   const auto at = uint64_t(corner.row + row) * uint32_t(columns) + corner.column + column;
@@ -120,7 +120,7 @@ WLIB_HOST_DEVICE constexpr bool is_opposite(int pair, int column) {
 // Of this lane, for a rotation of `size`, a unit at least.
 WLIB_DEVICE HadamardEntries hadamard_entries(int size, bool half) {
   constexpr uint32_t kMinus = 0x80008000u;
-  const int lane = sm90::lane_index(), column = lane / 4, to = column / 2, from = lane % 4;
+  const int lane = tile_lane(), column = lane / 4, to = column / 2, from = lane % 4;
   const int units = size / kUnit - 1, both = to & from & units;  // bits of units that rotate
   uint32_t word = half ? 0x3c003c00u : 0x3f803f80u;
   word ^= column % 2 ? 0x80000000u : 0;
@@ -138,14 +138,13 @@ struct PairSide {
   const HadamardEntries& entries;  // of the lane
   bool transposed;
   int hadamard;
-  float4* second;  // kTileThreads apart: where the second unit's values are to wait
 };
 
 // A quarter of the pairs as two fragments.
 template <bool kTransposed>
 WLIB_DEVICE void load_quarter(const PairSide& p, int quarter, uint32_t (&a)[kQuarter / 2][4]) {
   if constexpr (kTransposed) {
-    const int lane = sm90::lane_index(), line = Unit::first_line() + lane / 8 % 2 * kLinesAtOnce;
+    const int lane = tile_lane(), line = Unit::first_line() + lane / 8 % 2 * kLinesAtOnce;
     const uint16_t* from = p.tile.at(lane % 8 / 2 * kUnit + lane / 16 * 2 + lane % 2, line) +
                            quarter * kQuarter * 2 * PairTile::kPitch;
     WLIB_UNROLL
@@ -179,23 +178,10 @@ WLIB_DEVICE void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint3
     sm90::mma_bf16(d, a, b);
 }
 
-WLIB_DEVICE void store_second(const PairSide& p, const float (&x)[kUnit]) {
-  WLIB_UNROLL
-  for (int i = 0; i < kUnit; i += 4)
-    p.second[i / 4 * kTileThreads] = float4{x[i], x[i + 1], x[i + 2], x[i + 3]};
-}
-WLIB_DEVICE void load_second(const PairSide& p, float (&x)[kUnit]) {
-  WLIB_UNROLL
-  for (int i = 0; i < kUnit; i += 4) {
-    const float4 v = p.second[i / 4 * kTileThreads];
-    x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
-  }
-}
-
 // Both units of the thread, times the root of the rotation's size. Tells whether all values of the
 // warp are finite: others spread to all of their line by products with zero.
 template <bool kHalf, bool kTransposed>
-WLIB_DEVICE bool rotate_pairs(const PairSide& p, float (&first)[kUnit]) {
+WLIB_DEVICE bool rotate_pairs(const PairSide& p, float (&first)[kUnit], float (&second)[kUnit]) {
   const HadamardEntries entries = p.entries;
   // Sums over the first pairs are the same for columns that differ in higher bits only, which the
   // compiler sees.
@@ -214,13 +200,11 @@ WLIB_DEVICE bool rotate_pairs(const PairSide& p, float (&first)[kUnit]) {
             entries.word[is_opposite(pair, column) + 2 * is_opposite(pair + 1, column)]);
     }
   }
-  float second[kUnit];
   WLIB_UNROLL
   for (int i = 0; i < kUnit; ++i) {
     first[i] = sum[i / 2][i % 2];
     second[i] = sum[i / 2][2 + i % 2];
   }
-  store_second(p, second);
   const auto is_finite = [](float x) { return fabsf(x) < INFINITY; };
   return sm90::warp_ballot(!is_finite(first[0]) || !is_finite(second[0])) == 0;
 }
@@ -239,8 +223,7 @@ WLIB_DEVICE float2 unpack_pair(uint32_t pair) {
 
 // Both units of the thread without a rotation.
 template <bool kHalf, bool kTransposed>
-WLIB_DEVICE void unpack_pairs(const PairSide& p, float (&first)[kUnit]) {
-  float second[kUnit];
+WLIB_DEVICE void unpack_pairs(const PairSide& p, float (&first)[kUnit], float (&second)[kUnit]) {
   WLIB_UNROLL
   for (int quarter = 0; quarter < kPairs / kQuarter; ++quarter) {
     uint32_t a[kQuarter / 2][4];
@@ -254,27 +237,22 @@ WLIB_DEVICE void unpack_pairs(const PairSide& p, float (&first)[kUnit]) {
       second[at] = y.x, second[at + 1] = y.y;
     }
   }
-  store_second(p, second);
 }
 
-// Takes both units of the thread, by whole warps: the first one's values now, the second one's by
-// load_second. Returns what all of them are still to be multiplied with. Rotations of 16 take no
-// more instructions without tensor cores.
+// Takes both units of the thread, by whole warps. Returns what all values are still to be
+// multiplied with. Rotations of 16 take no more instructions without tensor cores.
 template <bool kHalf>
-WLIB_DEVICE float take_pairs(const PairSide& p, float (&first)[kUnit]) {
-  if (p.hadamard >= kUnit &&
-      (p.transposed ? rotate_pairs<kHalf, true>(p, first) : rotate_pairs<kHalf, false>(p, first)))
+WLIB_DEVICE float take_pairs(const PairSide& p, float (&first)[kUnit], float (&second)[kUnit]) {
+  if (p.hadamard >= kUnit && (p.transposed ? rotate_pairs<kHalf, true>(p, first, second)
+                                           : rotate_pairs<kHalf, false>(p, first, second)))
     return hadamard_scale(p.hadamard);
   if (p.transposed)
-    unpack_pairs<kHalf, true>(p, first);
+    unpack_pairs<kHalf, true>(p, first, second);
   else
-    unpack_pairs<kHalf, false>(p, first);
+    unpack_pairs<kHalf, false>(p, first, second);
   if (p.hadamard) {
-    float second[kUnit];
     rotate(p.hadamard, first);
-    load_second(p, second);
     rotate(p.hadamard, second);
-    store_second(p, second);
   }
   return 1;
 }

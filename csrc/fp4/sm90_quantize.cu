@@ -1,7 +1,7 @@
 #include "cuda_device.h"
 #include "fp4/quantize_cuda.h"
-#include "fp4/sm90_fold.h"
 #include "fp4/sm90_hadamard.h"
+#include "fp4/sm90_passes.h"
 #include "wlib/sm90/launch.h"
 
 namespace wlib::fp4 {
@@ -39,9 +39,7 @@ std::string quantize_cuda_rows(const char* kernel) {
 
 const char* quantize_cuda(const QuantizeParams* sides, int count, int device, void* stream) {
   if (const char* refusal = refuse_device(device, kArchs)) return refusal;
-  QuantizeLaunch l{};
-  l.sides = count;
-  for (int i = 0; i < count; ++i) l.side[i] = sides[i];
+  const QuantizeLaunch l = make_launch({sides, size_t(count)});
   cudaError_t error = cudaSuccess;
   const auto pass = [&](auto kernel, int64_t x, int y, size_t bytes) {
     error = launch(kernel, dim3(unsigned(x), unsigned(y)), kTileThreads, bytes, stream, l);
@@ -56,10 +54,10 @@ const char* quantize_cuda(const QuantizeParams* sides, int count, int device, vo
 
 const char* hadamard_cuda(const HadamardParams& p, int device, void* stream) {
   if (const char* refusal = refuse_device(device, kArchs)) return refusal;
-  const int64_t ctas = hadamard_ctas(p);
-  if (ctas == 0) return nullptr;
-  return text(
-      launch(hadamard_kernel, dim3(unsigned(ctas)), kTileThreads, sizeof(QuantizeSmem), stream, p));
+  if (p.rows * p.columns == 0) return nullptr;
+  const HadamardLaunch l(p);
+  return text(launch(hadamard_kernel, dim3(unsigned(l.ctas())), kTileThreads, sizeof(QuantizeSmem),
+                     stream, l));
 }
 
 const char* signs_cuda(const SignsParams& p, int device, void* stream) {

@@ -139,7 +139,7 @@ WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, QuantizeSmem& 
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take<false>(p, s, round);
+    take(p, s, round, taken);
     const BlockPair own = largest_of_blocks(taken);
     largest = {larger(largest.first, own.first), larger(largest.second, own.second)};
   }
@@ -151,10 +151,10 @@ WLIB_DEVICE BlockPair largest_of_squares(const QuantizeParams& p, QuantizeSmem& 
 template <bool kPlain>
 WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
   Place place = taken_place(p, s.corner);
-  Taken taken;
-  WLIB_NO_UNROLL
-  for (int round = 0; round < kRounds; ++round) {
-    taken.take<kPlain>(p, s, round);
+  Taken units[kRounds];
+  take<kPlain>(p, s, units);
+  WLIB_UNROLL
+  for (Taken& taken : units) {
     const bool inside = kPlain || place.inside();
     uint32_t words[kUnit / 8], scale = 0;
     if (inside)
@@ -163,7 +163,7 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
       pad_scales<kMxBlock>(p, place);
     if (p.window) {
       const uint32_t largest = largest_of_lanes(scale == kE8M0NaN ? 0 : scale, 1, kUnits);
-      if (sm90::lane_index() % kUnits == 0 && inside)
+      if (tile_lane() % kUnits == 0 && inside)
         p.tile_largest[uint32_t(place.column) / kTile * uint32_t(p.rows()) + place.row] = largest;
     }
     place.to_next_round(p);
@@ -176,7 +176,7 @@ WLIB_DEVICE void quantize_side_nv(const QuantizeParams& p, QuantizeSmem& s) {
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take<false>(p, s, round);
+    take(p, s, round, taken);
     taken.multiply();
     WLIB_NO_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -197,7 +197,7 @@ WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 quantize_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
-  fill<kPlain>(l.side[0], own_corner(l.side[0]), s);
+  fill<kPlain>(l.side[0], own_corner(l), s);
   WLIB_NO_UNROLL
   for (int i = 0; i < l.sides; ++i) {
     if constexpr (kMx)

@@ -13,15 +13,15 @@ WLIB_DEVICE void scan_side(const QuantizeParams& p, QuantizeSmem& s) {
   Taken taken;
   WLIB_NO_UNROLL
   for (int round = 0; round < kRounds; ++round) {
-    taken.take<false>(p, s, round);
+    take(p, s, round, taken);
     const BlockPair own = largest_of_blocks(taken);
     largest = larger(largest, larger(finite(own.first), finite(own.second)));
   }
   largest = largest_of_lanes(largest, 1, sm90::kWarpThreads);
   sm90::block_sync();  // the side before may still be read
-  if (sm90::lane_index() == 0) s.maxima[sm90::thread_index() / sm90::kWarpThreads] = largest;
+  if (tile_lane() == 0) s.maxima[tile_warp()] = largest;
   sm90::block_sync();
-  if (sm90::thread_index() > 0) return;
+  if (tile_thread() > 0) return;
   WLIB_UNROLL
   for (int i = 0; i < kTileWarps; ++i) largest = larger(largest, s.maxima[i]);
   p.tile_largest[sm90::block_index_x()] = largest;
@@ -31,7 +31,7 @@ WLIB_KERNEL_RESIDENT(kTileThreads, kTileCtas)
 scan_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
-  fill<false>(l.side[0], own_corner(l.side[0]), s);
+  fill<false>(l.side[0], own_corner(l), s);
   WLIB_NO_UNROLL
   for (int i = 0; i < l.sides; ++i) scan_side(l.side[i], s);
 }
@@ -47,7 +47,7 @@ join_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   start();
   auto& s = sm90::dynamic_smem<JoinSmem>();
   const QuantizeParams& p = l.side[sm90::block_index_y()];
-  const int warp = sm90::thread_index() / sm90::kWarpThreads, lane = sm90::lane_index();
+  const int warp = tile_warp(), lane = tile_lane();
   const int64_t row = int64_t(sm90::block_index_x()) * sm90::kWarpThreads + lane;
   uint32_t largest = 0;
   if constexpr (kMx) {
@@ -56,7 +56,7 @@ join_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
       largest = larger(largest, p.tile_largest[i * p.rows() + row]);
   } else {
     const int64_t count = quantize_tiles(p.rows()) * quantize_tiles(p.columns());
-    for (int64_t i = sm90::thread_index(); i < count; i += kTileThreads)
+    for (int64_t i = tile_thread(); i < count; i += kTileThreads)
       largest = larger(largest, p.tile_largest[i]);
   }
   s.largest[warp][lane] = largest;

@@ -9,6 +9,8 @@ namespace wlib::fp4 {
 struct QuantizeLaunch {
   QuantizeParams side[2];  // of one source
   int sides;
+  cutlass::FastDivmod tiles;      // of a row of the source
+  cutlass::FastDivmod strips[2];  // of a row of each side: sm90_fold.h
 };
 
 // Of a unit's two blocks of nvfp4.
@@ -21,7 +23,7 @@ struct QuantizeSmem {
     FloatTile floats;
     struct {  // of all sources but float32
       PairTile pairs;
-      float4 second[kUnit / 4][kTileThreads];  // each thread's own values
+      float4 waiting[kUnit / 4][kTileThreads];  // each thread's own values
     };
   };
   HadamardEntries entries[sm90::kWarpThreads];
@@ -88,35 +90,14 @@ WLIB_DEVICE Place place_of(const QuantizeParams& p, Corner corner, Unit unit) {
 // The same for what Taken::take gives.
 WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
   Unit unit(0);
-  if (!p.source.x) unit.line = Unit::first_line() + interleaved_column(sm90::lane_index() / kUnits);
+  if (!p.source.x) unit.line = Unit::first_line() + interleaved_column(tile_lane() / kUnits);
   return place_of(p, corner, unit);
 }
 
-// What a thread has of a side, round by round and by whole warps: rotated values, still to be
-// multiplied with the factor. Pairs of both units are taken at once; the second one's values wait
-// in shared memory, which saves registers.
+// A rotated unit, still to be multiplied with the factor.
 struct Taken {
   float x[kUnit], factor = 1;
 
-  template <bool kPlain>
-  WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, int round) {
-    static_assert(kRounds == 2);
-    const Unit unit(round);
-    const PairSide side{s.pairs,     s.flips[unit.block], s.entries[sm90::lane_index()],
-                        p.transpose, p.hadamard,          &s.second[0][sm90::thread_index()]};
-    if (!has_pairs<kPlain>(p.source)) {
-      read_unit(s.floats, unit, p.transpose, x);
-      if (p.signs) flip_signs(s.flips[unit.block], x);
-      if (p.hadamard) rotate(p.hadamard, x);
-    } else if (round == 0) {
-      factor =
-          has_halves<kPlain>(p.source) ? take_pairs<true>(side, x) : take_pairs<false>(side, x);
-      if (!kPlain && !p.source.x && p.source.packed.global_scale)
-        factor *= *p.source.packed.global_scale * kPackedNvFactor;
-    } else {
-      load_second(side, x);
-    }
-  }
   WLIB_DEVICE void multiply() {
     WLIB_UNROLL
     for (float& value : x) value *= factor;
@@ -126,6 +107,52 @@ struct Taken {
     for (float& value : x) value = fmaxf(fminf(value, limit), -limit);
   }
 };
+
+WLIB_DEVICE void take_floats(const QuantizeParams& p, QuantizeSmem& s, int round, Taken& taken) {
+  const Unit unit(round);
+  read_unit(s.floats, unit, p.transpose, taken.x);
+  if (p.signs) flip_signs(s.flips[unit.block], taken.x);
+  if (p.hadamard) rotate(p.hadamard, taken.x);
+}
+template <bool kPlain>
+WLIB_DEVICE void take_both(const QuantizeParams& p, QuantizeSmem& s, Taken& first, Taken& second) {
+  const PairSide side{s.pairs, s.flips[Unit(0).block], s.entries[tile_lane()], p.transpose,
+                      p.hadamard};
+  float factor = has_halves<kPlain>(p.source) ? take_pairs<true>(side, first.x, second.x)
+                                              : take_pairs<false>(side, first.x, second.x);
+  if (!kPlain && !p.source.x && p.source.packed.global_scale)
+    factor *= *p.source.packed.global_scale * kPackedNvFactor;
+  first.factor = second.factor = factor;
+}
+
+// Both units of the thread, by whole warps.
+template <bool kPlain>
+WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, Taken (&units)[kRounds]) {
+  static_assert(kRounds == 2);
+  if (has_pairs<kPlain>(p.source)) return take_both<kPlain>(p, s, units[0], units[1]);
+  take_floats(p, s, 0, units[0]);
+  take_floats(p, s, 1, units[1]);
+}
+// One after the other, where registers do not suffice for both: the second one of pairs waits in
+// shared memory.
+WLIB_DEVICE void take(const QuantizeParams& p, QuantizeSmem& s, int round, Taken& taken) {
+  if (!has_pairs<false>(p.source)) return take_floats(p, s, round, taken);
+  float4* waiting = &s.waiting[0][tile_thread()];
+  if (round == 0) {
+    Taken second;
+    take_both<false>(p, s, taken, second);
+    WLIB_UNROLL
+    for (int i = 0; i < kUnit; i += 4)
+      waiting[i / 4 * kTileThreads] =
+          float4{second.x[i], second.x[i + 1], second.x[i + 2], second.x[i + 3]};
+  } else {
+    WLIB_UNROLL
+    for (int i = 0; i < kUnit; i += 4) {
+      const float4 v = waiting[i / 4 * kTileThreads];
+      taken.x[i] = v.x, taken.x[i + 1] = v.y, taken.x[i + 2] = v.z, taken.x[i + 3] = v.w;
+    }
+  }
+}
 
 template <int kFirst>
 WLIB_DEVICE void take_block(const float (&x)[kUnit], float (&block)[kNvBlock]) {
@@ -160,7 +187,7 @@ WLIB_DEVICE BlockPair largest_of_blocks(const Taken& taken) {
 
 // Of 128 neighbouring values; a thread for two of them.
 WLIB_DEVICE void load_signs(const int8_t* signs, int size, QuantizeSmem& s) {
-  const int pair = sm90::thread_index();
+  const int pair = tile_thread();
   if (pair >= kUnits * kPairs) return;
   uint32_t flip = 0;
   if (signs) {
@@ -187,14 +214,14 @@ template <bool kPlain>
 WLIB_DEVICE void fill(const QuantizeParams& p, Corner corner, QuantizeSmem& s) {
   load_tile<kPlain>(p.source, corner, s);
   load_signs(p.signs, p.hadamard, s);
-  if (sm90::thread_index() == 0) s.corner = corner;
-  if (p.hadamard >= kUnit && sm90::thread_index() < sm90::kWarpThreads)
-    s.entries[sm90::thread_index()] = hadamard_entries(p.hadamard, has_halves<kPlain>(p.source));
+  if (tile_thread() == 0) s.corner = corner;
+  if (p.hadamard >= kUnit && tile_thread() < sm90::kWarpThreads)
+    s.entries[tile_thread()] = hadamard_entries(p.hadamard, has_halves<kPlain>(p.source));
   sm90::block_sync();
 }
 
-WLIB_DEVICE Corner own_corner(const QuantizeParams& p) {
-  return corner_of(sm90::block_index_x(), p.source.columns);
+WLIB_DEVICE Corner own_corner(const QuantizeLaunch& l) {
+  return corner_of(sm90::block_index_x(), l.tiles);
 }
 
 // Waits for what the launch before wrote. The next one may start, it waits as well.

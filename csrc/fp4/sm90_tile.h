@@ -4,6 +4,8 @@
 // four lanes that share a line.
 #pragma once
 
+#include <cutlass/fast_math.h>
+
 #include "wlib/numerics/hadamard.h"
 #include "wlib/params/fp4.h"
 #include "wlib/sm90/dependency.h"
@@ -21,6 +23,12 @@ constexpr int kTileCtas = 1;
 #else
 constexpr int kTileCtas = 2;
 #endif
+
+// The mask tells the compiler that no index is negative: quotients are shifts.
+WLIB_DEVICE int tile_thread() { return sm90::thread_index() & (kTileThreads - 1); }
+WLIB_DEVICE int tile_warp() { return tile_thread() / sm90::kWarpThreads; }
+WLIB_DEVICE int tile_lane() { return tile_thread() % sm90::kWarpThreads; }
+
 constexpr int kUnit = 32;                           // values of a thread
 constexpr int kUnits = kTile / kUnit;               // in a line
 constexpr int kLinesAtOnce = 8;                     // of a warp
@@ -54,9 +62,11 @@ struct FloatTile {
 struct alignas(8) Corner {
   int row, column;
 };
-WLIB_DEVICE Corner corner_of(int tile, int64_t columns) {
-  const auto along_row = uint32_t(quantize_tiles(columns));
-  return {int(uint32_t(tile) / along_row) * kTile, int(uint32_t(tile) % along_row) * kTile};
+// Of the tiles of a matrix, row by row, `tiles` in each.
+WLIB_DEVICE Corner corner_of(int tile, const cutlass::FastDivmod& tiles) {
+  int row, column;
+  tiles(row, column, tile);
+  return {row * kTile, column * kTile};
 }
 
 // One of the units of a thread: `line` is a row of the tile or, transposed, a column. The lanes of
@@ -64,10 +74,10 @@ WLIB_DEVICE Corner corner_of(int tile, int64_t columns) {
 struct Unit {
   int line, block;
   WLIB_DEVICE explicit Unit(int round)
-      : line(first_line() + round * kLinesAtOnce + sm90::lane_index() / kUnits),
-        block(sm90::lane_index() % kUnits) {}
+      : line(first_line() + round * kLinesAtOnce + tile_lane() / kUnits),
+        block(tile_lane() % kUnits) {}
   WLIB_DEVICE static int first_line() {  // of the warp
-    return sm90::thread_index() / sm90::kWarpThreads * kWarpLines;
+    return tile_warp() * kWarpLines;
   }
 };
 
@@ -116,7 +126,7 @@ WLIB_DEVICE void load_values(const Source& from, Corner corner, Tile& to) {
       kPlain || ((reinterpret_cast<uintptr_t>(base) | from.x_stride * sizeof(T)) % 16 == 0 &&
                  columns % kCount == 0);
   if (whole) {
-    const int row = sm90::thread_index() / kRuns, column = sm90::thread_index() % kRuns * kCount;
+    const int row = tile_thread() / kRuns, column = tile_thread() % kRuns * kCount;
     const T* next = base + row * from.x_stride + column;
     const int64_t step = kStep * from.x_stride;
     const int left = column < columns ? rows - row : 0;
@@ -133,7 +143,7 @@ WLIB_DEVICE void load_values(const Source& from, Corner corner, Tile& to) {
         store_run<T>(to.at(begin + i * kStep, column) + row * Tile::kPitch, run[i]);
     }
   } else {
-    for (int i = sm90::thread_index(); i < kTile * kTile; i += kTileThreads) {
+    for (int i = tile_thread(); i < kTile * kTile; i += kTileThreads) {
       const int row = i / kTile, column = i % kTile;
       T value{};
       if (row < rows && column < columns) value = base[row * from.x_stride + column];
@@ -168,7 +178,7 @@ WLIB_DEVICE void flip_signs(const UnitFlips& flips, float (&x)[kUnit]) {
 
 // A stage of the butterfly between lanes: a + b in the lower one, a - b in the upper one.
 WLIB_DEVICE void hadamard_stage_across(int lanes, float (&x)[kUnit]) {
-  const float own = sm90::lane_index() & lanes ? -1.0f : 1.0f;
+  const float own = tile_lane() & lanes ? -1.0f : 1.0f;
   WLIB_UNROLL
   for (int i = 0; i < kUnit; ++i) x[i] = fmaf(own, x[i], sm90::warp_shuffle_xor(x[i], lanes));
 }

@@ -3,8 +3,8 @@
 
 #include <vector>
 
-#include "fp4/sm90_fold.h"
 #include "fp4/sm90_hadamard.h"
+#include "fp4/sm90_passes.h"
 
 namespace wlib::fp4 {
 namespace {
@@ -53,12 +53,12 @@ void add_side(const QuantizeParams& p, const Scratch& scratch, int passes,
 
 }  // namespace
 
-sim::Report simulate_quantize(std::span<const QuantizeParams> sides, const sim::Options& options) {
-  QuantizeLaunch l{};
+sim::Report simulate_quantize(std::span<const QuantizeParams> given, const sim::Options& options) {
+  std::vector<QuantizeParams> sides(given.begin(), given.end());
   Scratch scratch[2];
-  for (const QuantizeParams& side : sides) {
-    QuantizeParams& p = l.side[l.sides] = side;
-    Scratch& own = scratch[l.sides++];
+  for (size_t i = 0; i < sides.size(); ++i) {
+    QuantizeParams& p = sides[i];
+    Scratch& own = scratch[i];
     if (!p.out.codes) {
       own.codes.resize(p.rows() * p.columns() / 2);
       own.scales.resize(p.scales());
@@ -72,6 +72,7 @@ sim::Report simulate_quantize(std::span<const QuantizeParams> sides, const sim::
     if (is_mx(p.rule)) own.row_largest.resize(p.rows());
     p.row_largest = own.row_largest.data();
   }
+  const QuantizeLaunch l = make_launch(sides);
   sim::Report report;
   int passes = 0;
   const auto pass = [&](auto kernel, int64_t x, int y, size_t bytes) {
@@ -95,8 +96,9 @@ sim::Report simulate_hadamard(const HadamardParams& p, const sim::Options& optio
   const std::vector<sim::Buffer> buffers = {
       input(p.x, ((p.rows - 1) * p.x_stride + p.columns) * bytes, "x"),
       input(p.signs, p.size, "signs"), output(p.y, p.rows * p.columns * bytes, "y")};
-  return sim::launch({{int(hadamard_ctas(p)), 1, 1}, kTileThreads, sizeof(QuantizeSmem), 1, true},
-                     options, buffers, hadamard_kernel, p);
+  const HadamardLaunch l(p);
+  return sim::launch({{int(l.ctas()), 1, 1}, kTileThreads, sizeof(QuantizeSmem), 1, true}, options,
+                     buffers, hadamard_kernel, l);
 }
 
 sim::Report simulate_signs(const SignsParams& p, const sim::Options& options) {

@@ -25,26 +25,31 @@ WLIB_HOST_DEVICE constexpr float row_scale(int biased) {
   return std::bit_cast<float>(biased > 0 ? uint32_t(biased) << 23 : 0x00400000u >> -biased);
 }
 
-// Bytes of the eight magnitudes times 2^d: magnitude i in byte i % 4 of word i / 4. As long as 0.5
-// * 2^d is normal, a step of d adds one to every exponent but that of zero; below are a few
-// subnormals.
+// Bytes of the eight magnitudes times 2^d: magnitude i in byte i % 4 of word i / 4.
 struct CarrierTable {
   uint32_t low, high;
 };
-WLIB_HOST_DEVICE constexpr CarrierTable carrier_table(Carrier carrier, int d) {
-  if (carrier == Carrier::kE5M2) {
-    const uint32_t steps = uint32_t(d + 13) * 4;
-    const CarrierTable normal = {0x0a080400u + steps * 0x01010100u,
-                                 0x12100e0cu + steps * 0x01010101u};
-    return d >= -13   ? normal
-           : d == -14 ? CarrierTable{0x06040200u, 0x0e0c0a08u}
-                      : CarrierTable{0x03020100u, 0x0a080604u};
+// From `least` on 0.5 * 2^d is normal: a step of d adds one to every exponent but that of zero.
+struct NormalTables {
+  int least;                 // d
+  CarrierTable first, step;  // of it, and what each further d adds
+  WLIB_HOST_DEVICE constexpr CarrierTable at(uint32_t steps) const {
+    return {first.low + steps * step.low, first.high + steps * step.high};
   }
-  const uint32_t steps = uint32_t(d + 5) * 8;
-  const CarrierTable normal = {0x14100800u + steps * 0x01010100u,
-                               0x24201c18u + steps * 0x01010101u};
-  return d >= -5   ? normal
-         : d == -6 ? CarrierTable{0x0c080400u, 0x1c181410u}
+};
+WLIB_HOST_DEVICE constexpr NormalTables normal_tables(Carrier carrier) {
+  if (carrier == Carrier::kE5M2)
+    return {-13, {0x0a080400u, 0x12100e0cu}, {0x04040400u, 0x04040404u}};
+  return {-5, {0x14100800u, 0x24201c18u}, {0x08080800u, 0x08080808u}};
+}
+WLIB_HOST_DEVICE constexpr CarrierTable carrier_table(Carrier carrier, int d) {
+  const NormalTables normal = normal_tables(carrier);
+  if (d >= normal.least) return normal.at(uint32_t(d - normal.least));
+  // A few subnormals.
+  if (carrier == Carrier::kE5M2)
+    return d == -14 ? CarrierTable{0x06040200u, 0x0e0c0a08u}
+                    : CarrierTable{0x03020100u, 0x0a080604u};
+  return d == -6   ? CarrierTable{0x0c080400u, 0x1c181410u}
          : d == -7 ? CarrierTable{0x06040200u, 0x14100c08u}
                    : CarrierTable{0x03020100u, 0x0c080604u};
 }
