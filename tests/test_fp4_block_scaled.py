@@ -48,6 +48,12 @@ def has_kernel() -> bool:
 BLACKWELL = pytest.mark.skipif(not has_kernel(), reason="needs a Blackwell GPU and code for it")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
+def test_no_gpu_is_served_where_there_is_none() -> None:
+    """Layers are traced for one there, too."""
+    assert not _block_scaled.serves(torch.device("cuda"))
+
+
 @pytest.mark.parametrize("is_b", [False, True])
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("rows", "k"), [(1, 32), (128, 128), (129, 160), (300, 416), (512, 1024)])

@@ -54,7 +54,7 @@ inline int64_t strips_of_row(const QuantizeParams& p) {
 template <bool kPlain>
 struct StoredUnits {
   uint4 codes[kStripTiles][kRounds] = {};
-  uint32_t scale[kStripTiles][kRounds] = {};
+  uint32_t scale[kStripTiles][kRounds];
   Window window[kRounds];
   uint8_t *scales[kRounds], *carriers[kRounds];  // of the first tile
   int scale_step;                                // bytes to those of the next one
@@ -72,6 +72,7 @@ struct StoredUnits {
       const uint8_t* from = p.out.codes + uint64_t(place.at) / 2;
       WLIB_UNROLL
       for (int t = 0; t < kStripTiles; ++t) {
+        scale[t][round] = kE8M0NaN;  // of what is not there
         if (t >= tiles[round]) continue;
         codes[t][round] = *reinterpret_cast<const uint4*>(from + t * (kTile / 2));
         scale[t][round] = scales[round][t * scale_step];
@@ -79,14 +80,25 @@ struct StoredUnits {
       place.to_next_round(p);
     }
   }
-  // Whether one of a tile must be quantised again.
-  WLIB_DEVICE bool below(int t) const {
+  WLIB_DEVICE bool is_below(int t, int round) const {
+    return int(scale[t][round]) < window[round].floor;
+  }
+  WLIB_DEVICE bool any_below() const {
+    bool found = false;
+    WLIB_UNROLL
+    for (int t = 0; t < kStripTiles; ++t) {
+      WLIB_UNROLL
+      for (int round = 0; round < kRounds; ++round) found |= is_below(t, round);
+    }
+    return found;
+  }
+  // Whether one of a tile is not zeros, and must be quantised again.
+  WLIB_DEVICE bool lost(int t) const {
     bool found = false;
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
       const uint4 c = codes[t][round];
-      found |= int(scale[t][round]) < window[round].floor &&
-               ((c.x | c.y | c.z | c.w) & 0x77777777u) != 0;
+      found |= is_below(t, round) && ((c.x | c.y | c.z | c.w) & 0x77777777u) != 0;
     }
     return found;
   }
@@ -137,15 +149,12 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   const int whole_tiles = int(p.columns()) / kTile - strip * kStripTiles;
   const StoredUnits<kPlain> units(p, {p, row + unit.line, column + unit.block * kUnit},
                                   whole_tiles);
-  bool below = false;
-  WLIB_UNROLL
-  for (int t = 0; t < kStripTiles; ++t) below |= units.below(t);
   uint32_t again = 0;  // a bit for each tile
-  if (any_thread(below, s.votes)) {
+  if (any_thread(units.any_below(), s.votes)) {
     WLIB_UNROLL
     for (int t = 0; t < kStripTiles; ++t) {
       sm90::block_sync();  // the votes before
-      again |= uint32_t(any_thread(units.below(t), s.votes)) << t;
+      again |= uint32_t(any_thread(units.lost(t), s.votes)) << t;
     }
   }
   const Tables tables(p.carrier);

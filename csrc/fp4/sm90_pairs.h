@@ -57,24 +57,19 @@ WLIB_DEVICE void load_packed(const Source& from, Corner corner, PairTile& tile) 
   const int columns = int(from.columns);
   const int left = corner.column + column < columns ? int(from.rows) - corner.row - row : 0;
   const auto at = uint64_t(corner.row + row) * uint32_t(columns) + corner.column + column;
-  const uint8_t* next = packed.codes + at / 2;
-  const uint8_t* next_scale = packed.scales + at / kBlock;
+  const uint8_t* first = packed.codes + at / 2;
+  const uint8_t* first_scale = packed.scales + at / kBlock;
   const bool aligned = kPlain || reinterpret_cast<uintptr_t>(packed.codes) % 8 == 0;
   uint2 codes[kUnits] = {};
   uint32_t scales[kUnits] = {};
   WLIB_UNROLL
   for (int i = 0; i < kUnits; ++i) {
-    if (kPlain || i * kStep < left) {
-      if (aligned) codes[i] = *reinterpret_cast<const uint2*>(next);
-      scales[i] = *next_scale;
-    }
-    next += kStep / 2 * columns;
-    next_scale += kStep / kBlock * columns;
+    if (!kPlain && i * kStep >= left) continue;
+    const uint64_t further = uint64_t(i * kStep) * uint32_t(columns);
+    const uint8_t* from = first + further / 2;
+    codes[i] = aligned ? *reinterpret_cast<const uint2*>(from) : load_bytes(from);
+    scales[i] = first_scale[further / kBlock];
   }
-  if (!aligned)
-    for (int i = 0; i < kUnits; ++i)
-      if (i * kStep < left)
-        codes[i] = load_bytes(packed.codes + at / 2 + int64_t(i) * (kStep / 2) * columns);
   // Codes expand to their values times 2^-126. A scale times 2^126 is not always BF16, and then
   // there are two products.
   const auto expand = [&](auto in_two, auto factor_of) {
@@ -253,6 +248,11 @@ WLIB_DEVICE float take_pairs(const PairSide& p, float (&first)[kUnit], float (&s
   if (p.hadamard) {
     rotate(p.hadamard, first);
     rotate(p.hadamard, second);
+  }
+  WLIB_UNROLL
+  for (int i = 0; i < kUnit; ++i) {
+    sm90::copy_here(first[i]);
+    sm90::copy_here(second[i]);
   }
   return 1;
 }

@@ -153,6 +153,8 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
   Place place = taken_place(p, s.corner);
   Taken units[kRounds];
   take<kPlain>(p, s, units);
+  uint32_t* tile_largest =
+      p.tile_largest + uint32_t(place.column) / kTile * uint32_t(p.rows()) + place.row;
   WLIB_UNROLL
   for (Taken& taken : units) {
     const bool inside = kPlain || place.inside();
@@ -163,8 +165,8 @@ WLIB_DEVICE void quantize_side_mx(const QuantizeParams& p, QuantizeSmem& s) {
       pad_scales<kMxBlock>(p, place);
     if (p.window) {
       const uint32_t largest = largest_of_lanes(scale == kE8M0NaN ? 0 : scale, 1, kUnits);
-      if (tile_lane() % kUnits == 0 && inside)
-        p.tile_largest[uint32_t(place.column) / kTile * uint32_t(p.rows()) + place.row] = largest;
+      if (tile_lane() % kUnits == 0 && inside) *tile_largest = largest;
+      tile_largest += kLinesAtOnce;
     }
     place.to_next_round(p);
   }

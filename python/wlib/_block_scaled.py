@@ -14,7 +14,7 @@ _ROWS = text("wlib_fp4_dispatch")  # read here, so that compilers need not trace
 
 def serves(device: torch.device) -> bool:
     """Whether this library has a kernel of that mode for the device."""
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():
         return False
     found = torch.cuda.get_device_properties(device)
     return f"sm_{found.major}{found.minor}a, mode block_scaled" in _ROWS

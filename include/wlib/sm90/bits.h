@@ -45,6 +45,16 @@ WLIB_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selecto
 #endif
 }
 
+// Copies a value that is rarely computed to a register of its own. Where it meets the same value of
+// a path that is taken often, the compiler might otherwise copy on that one.
+WLIB_DEVICE void copy_here(float& value) {
+#if WLIB_ON_DEVICE
+  asm volatile("mov.b32 %0, %0;" : "+f"(value));
+#else
+  (void)value;
+#endif
+}
+
 // Index of the lowest bit that is set; there is one.
 WLIB_DEVICE int lowest_bit(uint32_t bits) {
 #if WLIB_ON_DEVICE

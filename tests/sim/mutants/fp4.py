@@ -250,8 +250,8 @@ MUTANTS = [
         "blocks below the window kept",
         "numerics",
         FOLD,
-        "found |= int(scale",
-        "found &= int(scale",
+        "found |= is_below(t, round) && (",
+        "found &= is_below(t, round) && (",
     ),
     mutant(
         "tile of the whole quantised again with its own scales",
@@ -327,8 +327,8 @@ MUTANTS = [
         "only the last tile of a strip asked",
         "numerics",
         FOLD,
-        "below |= units.below(t)",
-        "below = units.below(t)",
+        "found |= is_below(t, round);",
+        "found = is_below(t, round);",
     ),
     mutant(
         "votes of a tile over those of the one before",
