@@ -30,6 +30,11 @@ def test_page_is_up_to_date() -> None:
     assert support_matrix.PAGE.read_text() == support_matrix.page(support_matrix.results())
 
 
+def test_every_kernel_of_the_budget_is_known_to_the_simulators_tests() -> None:
+    """By its present name, or its row would say `compiled`."""
+    assert set(support_matrix.read_budget()) <= support_matrix.simulated_kernels()
+
+
 def test_a_measurement_changes_the_row_that_served_it() -> None:
     before = support_matrix.page([]).splitlines()
     after = support_matrix.page([measured_row(7), measured_row(1)]).splitlines()

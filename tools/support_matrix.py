@@ -171,10 +171,11 @@ def _simulated_sparse_lowrank() -> Iterator[str]:
 
 
 def _simulated_fp4() -> Iterator[str]:
-    yield from (
-        f"{k}_kernel<{mx}>" for k in ("scan", "join", "quantize") for mx in ("false", "true")
-    )
-    yield from ("hadamard_kernel", "signs_kernel")
+    flags = ("false", "true")
+    yield from (f"{kernel}_kernel<{flag}>" for kernel in ("join", "fold") for flag in flags)
+    yield "quantize_kernel<false, false>"
+    yield from (f"quantize_kernel<true, {plain}>" for plain in flags)
+    yield from ("scan_kernel", "hadamard_kernel", "signs_kernel")
     carriers = [f"Carriers<(Fp8){a}, (Fp8){b}>, 256, 4" for a in (0, 1) for b in (0, 1)]
     codes = ("FoldedCodes", "BF16Codes")
     for tile in (*carriers, *(f"{source}, 256, 3" for source in codes)):
