@@ -17,11 +17,11 @@ struct Window {
 };
 
 // The table of a block's scale in the window.
-struct Tables {
+struct CarrierTables {
   Carrier carrier;
   NormalTables normal;
   int largest;  // d
-  WLIB_DEVICE explicit Tables(Carrier carrier)
+  WLIB_DEVICE explicit CarrierTables(Carrier carrier)
       : carrier(carrier), normal(normal_tables(carrier)), largest(carrier_range(carrier).largest) {}
   WLIB_DEVICE CarrierTable of(Window window, uint32_t scale) const {
     const int d = int(scale) - (window.top - largest);
@@ -102,7 +102,7 @@ struct StoredUnits {
     }
     return found;
   }
-  WLIB_DEVICE void fold(const Tables& tables, bool has_carriers, int t) const {
+  WLIB_DEVICE void fold(const CarrierTables& tables, bool has_carriers, int t) const {
     WLIB_UNROLL
     for (int round = 0; round < kRounds; ++round) {
       if (t >= tiles[round]) continue;
@@ -128,7 +128,7 @@ WLIB_DEVICE void quantize_again(const QuantizeParams& p, QuantizeSmem& s) {
       uint32_t words[kUnit / 8];
       const uint32_t scale = quantize_mx<kPlain>(p, place, taken, uint32_t(window.floor), words);
       if (p.out.carrier)
-        store_carrier(p.out.carrier + place.at, Tables(p.carrier).of(window, scale), words);
+        store_carrier(p.out.carrier + place.at, CarrierTables(p.carrier).of(window, scale), words);
     }
     place.to_next_round(p);
   }
@@ -140,15 +140,12 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
   auto& s = sm90::dynamic_smem<QuantizeSmem>();
   start();
   const QuantizeParams& p = l.side[sm90::block_index_y()];
-  int row, strip;
-  l.strips[sm90::block_index_y()](row, strip, sm90::block_index_x());
-  row *= kTile;
-  const int column = strip * kStripTiles * kTile;
-  if (row >= int(p.rows())) return;  // the other side has more strips
+  const Corner strip = corner_of(sm90::block_index_x(), l.strips[sm90::block_index_y()]);
+  const int row = strip.row, column = strip.column * kStripTiles;  // of what was quantised
+  if (row >= int(p.rows())) return;                                // the other side has more strips
   const Unit unit(0);
-  const int whole_tiles = int(p.columns()) / kTile - strip * kStripTiles;
   const StoredUnits<kPlain> units(p, {p, row + unit.line, column + unit.block * kUnit},
-                                  whole_tiles);
+                                  (int(p.columns()) - column) / kTile);
   uint32_t again = 0;  // a bit for each tile
   if (any_thread(units.any_below(), s.votes)) {
     WLIB_UNROLL
@@ -157,7 +154,7 @@ fold_kernel(WLIB_GRID_CONSTANT QuantizeLaunch l) {
       again |= uint32_t(any_thread(units.lost(t), s.votes)) << t;
     }
   }
-  const Tables tables(p.carrier);
+  const CarrierTables tables(p.carrier);
   WLIB_UNROLL
   for (int t = 0; t < kStripTiles; ++t) {
     if (!(again >> t & 1)) units.fold(tables, p.out.carrier != nullptr, t);

@@ -87,7 +87,7 @@ WLIB_DEVICE Place place_of(const QuantizeParams& p, Corner corner, Unit unit) {
   return {p, (p.transpose ? corner.column : corner.row) + unit.line,
           (p.transpose ? corner.row : corner.column) + unit.block * kUnit};
 }
-// The same for what Taken::take gives.
+// The same for what `take` gives.
 WLIB_DEVICE Place taken_place(const QuantizeParams& p, Corner corner) {
   Unit unit(0);
   if (!p.source.x) unit.line = Unit::first_line() + interleaved_column(tile_lane() / kUnits);

@@ -1,0 +1,141 @@
+"""Bugs planted in carriers and windows: strips, votes, tables."""
+
+from __future__ import annotations
+
+from sim.mutants.fp4.planted import FOLD, VOTE, mutant
+
+FOLD_MUTANTS = [
+    mutant(
+        "window one binade too wide",
+        "numerics",
+        FOLD,
+        "? top - (p.window - 1) : 0",
+        "? top - p.window : 0",
+    ),
+    mutant(
+        "carrier's words twice",
+        "numerics",
+        FOLD,
+        "expand_carrier(words[2 * i + 1]",
+        "expand_carrier(words[2 * i]",
+    ),
+    mutant(
+        "tile loaded while blocks' scales are still to come",
+        "grid-dependency",
+        FOLD,
+        "  start();\n  const QuantizeParams& p",
+        "  const QuantizeParams& p",
+    ),
+    mutant(
+        "codes folded before all have voted",
+        "smem-race",
+        VOTE,
+        "  sm90::block_sync();\n",
+        "",
+    ),
+    mutant(
+        "blocks below the window kept",
+        "numerics",
+        FOLD,
+        "found |= is_below(t, round) && (",
+        "found &= is_below(t, round) && (",
+    ),
+    mutant(
+        "tile of the whole quantised again with its own scales",
+        "numerics",
+        FOLD,
+        "uint32_t(window.floor), words",
+        "0, words",
+    ),
+    mutant(
+        "scale of zeros not raised",
+        "numerics",
+        FOLD,
+        "if (raised != scale[t][round])",
+        "if (false)",
+    ),
+    mutant(
+        "carrier of the second unit counted from the first one's row",
+        "numerics",
+        FOLD,
+        "tables.of(window[round], raised)",
+        "tables.of(window[0], raised)",
+    ),
+    mutant(
+        "NaN folded like a number",
+        "numerics",
+        FOLD,
+        "if (scale != kE8M0NaN) return",
+        "return",
+    ),
+    mutant(
+        "subnormal carriers by steps of normal ones",
+        "numerics",
+        FOLD,
+        "if (steps <= uint32_t(largest - normal.least))",
+        "if (int(steps) <= largest - normal.least)",
+    ),
+    mutant(
+        "strips of the first side for both",
+        "numerics",
+        FOLD,
+        "l.strips[sm90::block_index_y()]",
+        "l.strips[0]",
+    ),
+    mutant(
+        "strips beyond the last row",
+        "global-bounds",
+        FOLD,
+        "  if (row >= int(p.rows())) return;",
+        "",
+    ),
+    mutant(
+        "plain tiles beyond the row",
+        "global-bounds",
+        FOLD,
+        "kPlain ? whole_tiles : left / kTile",
+        "kPlain ? kStripTiles : left / kTile",
+    ),
+    mutant(
+        "units beyond the row",
+        "global-bounds",
+        FOLD,
+        "kPlain ? whole_tiles : left / kTile",
+        "kPlain ? whole_tiles : kStripTiles",
+    ),
+    mutant(
+        "swizzled scales of the next tile where others are",
+        "numerics",
+        FOLD,
+        "kPlain || !p.swizzle ? kTile / kMxBlock : kScaleAtomRows * kScaleAtomColumns",
+        "kTile / kMxBlock",
+    ),
+    mutant(
+        "only the last tile of a strip asked",
+        "numerics",
+        FOLD,
+        "found |= is_below(t, round);",
+        "found = is_below(t, round);",
+    ),
+    mutant(
+        "votes of a tile over those of the one before",
+        "smem-race",
+        FOLD,
+        "      sm90::block_sync();  // the votes before\n",
+        "",
+    ),
+    mutant(
+        "tile fetched while the one before is read",
+        "smem-race",
+        FOLD,
+        "    sm90::block_sync();  // the tile before\n",
+        "",
+    ),
+    mutant(
+        "first tile of a strip quantised again for any",
+        "numerics",
+        FOLD,
+        "const int first = column + t * kTile;",
+        "const int first = column;",
+    ),
+]
